@@ -1,0 +1,305 @@
+"""The device contract: what a plugin implements, and the values that cross it.
+
+Planning needs no hardware: everything that can be pure is on `Driver`, and hardware is touched only behind `open`.
+Refusal and cost are one answer (`estimate`), so that they cannot disagree. Data crosses as `memoryview`s: wrap them
+with `numpy.frombuffer` or `numpy.asarray` where NumPy is wanted.
+
+Rules that the conformance kit (`hetrun.testing`) checks:
+- All keys and values of a batch are written before any query is answered; the positions of a slot ascend without gaps.
+- Values crossing segments are float32; a device quantises inside, once a value and segment. Zero rows are legal.
+- What `estimate` accepts compiles, in any run of ops.
+- `synchronize` finishes every run; runs of one device keep their order.
+- Packing of weights depends on the weight alone, the layout of a State on its KvSpec alone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from hetrun.ops import KvSpec, Op, Rows, Value, Workload
+
+__all__ = [
+    "API_VERSION", "Basis", "Batch", "Bindings", "Buffer", "Cost", "Device", "DeviceInfo", "Driver", "Executable",
+    "HardwareSources", "KvSpec", "Link", "MemorySpace", "Program", "RunEvent", "Segment", "State", "Unavailable",
+    "Unsupported", "Workload", "residents", "roofline",
+]  # fmt: skip
+
+API_VERSION = 1
+
+Basis = str
+"""Where a number comes from: "measured:<where>", "simulated:<model>" or "analytic:<source>"; always shown to the
+user.
+"""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A path for copies: latency_s + bytes / bytes_per_s."""
+
+    latency_s: float
+    bytes_per_s: float
+    basis: Basis
+
+    def seconds(self, nbytes: int) -> float:
+        return self.latency_s + nbytes / self.bytes_per_s
+
+
+@dataclass(frozen=True)
+class MemorySpace:
+    """Memory that a device uses. "host" is the host's own; others are "<device id>/<name>".
+
+    upload, download: None for both means that the host addresses the space and nothing is copied.
+    """
+
+    name: str
+    capacity_bytes: int
+    alignment_bytes: int = 64
+    upload: Link | None = None
+    download: Link | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an op or a launch takes.
+
+    resident: bytes that stay allocated, by (space, name); one (space, name) on a device is one block that all ops,
+    segments and phases naming it share (tied embeddings).
+    """
+
+    seconds: float
+    basis: Basis
+    joules: float | None = None
+    resident: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A refusal: the reason, in words for the user."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Why a device cannot be opened here, and what would change that."""
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device that a driver found, or knows how to model.
+
+    id: "pynq-z1:0".   spaces: values live in the first.   launch: cost of one run of a segment.
+    model: numbers that `estimate` uses (profile, probe or calibration).
+    """
+
+    id: str
+    description: str
+    backing: Literal["hardware", "emulated", "modelled"]
+    spaces: tuple[MemorySpace, ...]
+    launch: Cost
+    model: Mapping[str, float]
+    unavailable: Unavailable | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A maximal run of ops on one device: what a driver compiles.
+
+    inputs, outputs: values that cross the segment's border.   max_tokens, max_outputs: rows a step may have.
+    """
+
+    name: str
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    max_tokens: int
+    max_outputs: int
+
+    def max_rows(self, rows: Rows) -> int:
+        return self.max_tokens if rows == "tokens" else self.max_outputs
+
+    def value_bytes(self, value: Value) -> int:
+        """Bytes of a buffer that holds `value` for any step."""
+        return 4 * value.width * self.max_rows(value.rows)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of one step: int32 vectors on the host, immutable, one object a step.
+
+    tokens, positions, slots: one entry a token.   outputs: ascending indices of the tokens whose logits are wanted.
+    """
+
+    tokens: memoryview
+    positions: memoryview
+    slots: memoryview
+    outputs: memoryview
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int], outputs: Sequence[int]) -> Batch:
+        if not len(tokens) == len(positions) == len(slots):
+            raise ValueError(f"{len(tokens)} tokens, {len(positions)} positions, {len(slots)} slots")
+        return cls(*(memoryview(array("i", v)).toreadonly() for v in (tokens, positions, slots, outputs)))
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.outputs)
+
+    def rows(self, rows: Rows) -> int:
+        return self.n_tokens if rows == "tokens" else self.n_outputs
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """One run as the device timed it.   counters: cycles, stalls and the like, device-specific."""
+
+    segment: str
+    seconds: float
+    basis: Basis
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+
+class Buffer(Protocol):
+    """Memory for one value, on the device."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def write(self, data: memoryview, offset: int = 0) -> None:
+        """Copies bytes in, after the device's earlier runs. ValueError beyond the end."""
+
+    def read(self, out: memoryview, offset: int = 0) -> None:
+        """Copies bytes out, after the device's earlier runs. ValueError beyond the end."""
+
+    def host_view(self) -> memoryview | None:
+        """The bytes themselves (writable, format "B") where the host addresses them, else None."""
+
+    def close(self) -> None:
+        """Frees the memory; a second call does nothing."""
+
+
+class State(Protocol):
+    """The KV cache of one KvSpec. It holds no lengths: positions say it all, so a rollback needs no device call."""
+
+    def copy(self, src_slot: int, dst_slot: int, n_tokens: int) -> None:
+        """Makes the first n_tokens positions of dst_slot those of src_slot."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """What an executable reads and writes: a buffer for each input and output value, a state for each KvSpec, by
+    name.
+    """
+
+    values: Mapping[str, Buffer]
+    states: Mapping[str, State]
+
+
+class Program(Protocol):
+    """A compiled segment without weights.   resident: bytes by (space, name) that loading will take."""
+
+    @property
+    def segment(self) -> Segment: ...
+
+    @property
+    def resident(self) -> Mapping[tuple[str, str], int]: ...
+
+
+class Executable(Protocol):
+    """A program with weights and bindings."""
+
+    def run(self, batch: Batch) -> None:
+        """Runs the segment on a batch; may return before it is done."""
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    """An open device. Every method raises `DeviceError` after `close`."""
+
+    def alloc(self, nbytes: int) -> Buffer:
+        """AllocationError where there is no memory left. A device whose first space is "host" runs on any buffer with a
+        host_view; others take only their own."""
+
+    def state(self, kv: KvSpec) -> State:
+        """AllocationError where there is no memory left."""
+
+    def load(self, program: Program, weights: Mapping[str, memoryview], bindings: Bindings) -> Executable:
+        """weights: read-only uint8 GGUF blocks by name, valid until close. Binds once: a run does not bind anew."""
+
+    def synchronize(self) -> Sequence[RunEvent]:
+        """Finishes every run; returns their events since the last call, or nothing where the device does not time
+        itself.
+        """
+
+    def close(self) -> None:
+        """Frees everything; a second call does nothing."""
+
+
+class Driver(Protocol):
+    """One kind of device. Only `open` touches hardware (or starts an emulator)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def api_version(self) -> int: ...
+
+    def probe(self, config: Mapping[str, object]) -> Sequence[DeviceInfo]:
+        """Devices at hand, absent ones too with `unavailable` set. No side effects; absence is reported, not raised."""
+
+    def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
+        """Time of the op inside a run (the launch is counted apart), or the reason why it cannot run here. Pure."""
+
+    def compile(self, info: DeviceInfo, segment: Segment) -> Program:
+        """Pure and deterministic; needs no weights and no hardware."""
+
+    def open(self, info: DeviceInfo) -> Device:
+        """DeviceError where the device is unavailable or only modelled."""
+
+
+@runtime_checkable
+class HardwareSources(Protocol):
+    """Optional on a driver: the sources that `hetrun build` and `hetrun explore` work on."""
+
+    def sources(self) -> Mapping[str, str]:
+        """File name -> text."""
+
+
+def roofline(op: Op, workload: Workload, info: DeviceInfo, basis: Basis) -> Cost:
+    """The simplest cost model, for drivers without a better one: the slower of arithmetic and memory, plus a fixed
+    cost.
+
+    Reads `flops_per_s`, `bytes_per_s` and `op_s` of `info.model`, and `watts` where it is given. Weights and KV stay
+    in the device's last space.
+    """
+    model = info.model
+    nbytes = op.weight_bytes(workload) + op.activation_bytes(workload) + op.kv_bytes(workload)
+    seconds = max(op.flops(workload) / model["flops_per_s"], nbytes / model["bytes_per_s"]) + model.get("op_s", 0.0)
+    return Cost(
+        seconds,
+        basis,
+        joules=seconds * model["watts"] if "watts" in model else None,
+        resident=residents(op, info.spaces[-1].name),
+    )
+
+
+def residents(op: Op, space: str) -> dict[tuple[str, str], int]:
+    """Bytes that an op keeps where weights and KV are stored as they are, by (space, name)."""
+    blocks = {(space, w.name): w.nbytes for w in op.weights}
+    kv = getattr(op, "kv", None)
+    if isinstance(kv, KvSpec):
+        blocks[(space, kv.name)] = kv.nbytes
+    return blocks
