@@ -1,0 +1,245 @@
+"""The Python API: `hetrun.load(...)` gives a `Model`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from hetrun.device import Batch
+from hetrun.errors import ChatTemplateError, DeviceError, UsageError
+from hetrun.graph.graph import Graph
+from hetrun.model.architectures import Architecture, GraphOptions, architectures, build_graph
+from hetrun.model.catalog import resolve_model
+from hetrun.model.gguf_file import ModelFile
+from hetrun.model.tokenizer import Tokenizer
+from hetrun.plan.place import Pin, Request, check_plan, make_plan
+from hetrun.plan.plan import Plan
+from hetrun.plugins import FoundDevice, Registry, select_device
+from hetrun.run.ahead import EncodeAhead
+from hetrun.run.build import build
+from hetrun.run.generate import Generation
+from hetrun.run.sample import Sampling
+from hetrun.run.session import Session
+from hetrun.run.trace import Trace
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# Rows of logits that one step gives: enough for `logits` and perplexity to run in chunks, little enough that a discrete
+# device can hold them (64 rows of a 128k vocabulary are 33 MB).
+_MAX_OUTPUTS = 64
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    *,
+    devices: Sequence[str] | None = None,
+    n_ctx: int = 0,
+    n_slots: int = 1,
+    threads: int | None = None,
+    pins: Sequence[str] = (),
+    plan: Plan | None = None,
+    kv_format: str = "f16",
+    max_tokens_per_step: int = 512,
+    device_config: Mapping[str, Mapping[str, object]] | None = None,
+    registry: Registry | None = None,
+    encode: Callable[[Tokenizer], list[int]] | None = None,
+) -> Model:
+    """Opens a model, places its ops and loads it.
+
+    path_or_name: a GGUF file, or a name of the catalogue (`hetrun pull` fetches those).
+    devices: ids or driver names ("cpu", "reference"); None takes every device that is here.
+    n_ctx: tokens a sequence may reach; 0 takes the model's own, at most 4096.   n_slots: sequences held at once.
+    threads: for devices that have a choice.   pins: "PATTERN=DEVICE" over op names.   plan: a saved plan instead.
+    kv_format: how keys and values are kept, "f16" or what else the devices offer.
+    device_config: a table for each driver name.   registry: the plugins, if not those of this environment.
+    encode: makes the ids of a first prompt; it runs in a child process meanwhile, and `Model.encoded()` gives its result.
+
+    Raises subclasses of `hetrun.errors.HetrunError`.
+    """
+    registry = registry or Registry.load()
+    options = GraphOptions(n_ctx=n_ctx, n_slots=n_slots, max_tokens=max_tokens_per_step, kv_format=kv_format)
+    with ExitStack() as resources:
+        path = resolve_model(os.fspath(path_or_name))
+        file = resources.enter_context(ModelFile.open(path))
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+        ahead = EncodeAhead(partial(encode, tokenizer)) if encode else None
+        if ahead:
+            resources.callback(ahead.close)
+        graph = graph_of(file, options, registry)
+        found = choose_devices(registry, devices, threads=threads, tables=device_config)
+        if plan is None:
+            request = Request(n_seqs=n_slots, max_tokens=max_tokens_per_step)
+            plan = make_plan(graph, found, request, [Pin.parse(p) for p in pins])
+        else:
+            check_plan(plan, graph, found)
+        max_outputs = max(n_slots, min(_MAX_OUTPUTS, max_tokens_per_step))
+        runtime = build(graph, plan, found, file.blocks, max_tokens_per_step, max_outputs)
+        session = resources.enter_context(Session(runtime))
+        return Model(path, file, tokenizer, session, ahead, resources.pop_all())
+
+
+def graph_of(file: ModelFile, options: GraphOptions, registry: Registry) -> Graph:
+    """The graph of a file, by the shipped architectures and those of plugins."""
+    extra = [
+        a for _, found in registry.hook_results("hetrun_architectures") for a in found if isinstance(a, Architecture)
+    ]
+    return build_graph(file.architecture, file.metadata, file.tensors, options, architectures(extra))
+
+
+def choose_devices(
+    registry: Registry,
+    wanted: Sequence[str] | None,
+    *,
+    threads: int | None = None,
+    tables: Mapping[str, Mapping[str, object]] | None = None,
+) -> list[FoundDevice]:
+    """The devices named, or all that are here as hardware. DeviceError where one is unknown or unavailable."""
+    common = {} if threads is None else {"threads": threads}
+    found = registry.devices(tables, common)
+    if wanted is None:
+        here = [d for d in found if d.info.backing == "hardware" and d.info.unavailable is None]
+        if not here:
+            raise DeviceError("no device is available here", remedy='"hetrun devices" says what is missing')
+        return here
+    chosen = {d.info.id: d for d in (select_device(found, w) for w in wanted)}
+    for device in chosen.values():
+        if device.info.unavailable:
+            raise DeviceError(
+                f"{device.info.id}: {device.info.unavailable.reason}", remedy=device.info.unavailable.remedy
+            )
+    return list(chosen.values())
+
+
+class Model:
+    """A loaded model. A context manager; `close` frees devices and file.
+
+    path: the GGUF file.   file, tokenizer, session: the parts, for uses beyond these methods.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        file: ModelFile,
+        tokenizer: Tokenizer,
+        session: Session,
+        ahead: EncodeAhead | None,
+        resources: ExitStack,
+    ) -> None:
+        self.path = path
+        self.file = file
+        self.tokenizer = tokenizer
+        self.session = session
+        self._ahead = ahead
+        self._resources = resources
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees devices and file; a second call does nothing."""
+        self._resources.close()
+
+    @property
+    def plan(self) -> Plan:
+        """Which device runs each op, and why."""
+        return self.session.runtime.plan
+
+    @property
+    def trace(self) -> Trace:
+        """Steps recorded so far; set `trace.enabled` to record."""
+        return self.session.trace
+
+    @property
+    def n_ctx(self) -> int:
+        return self.session.n_ctx
+
+    @property
+    def n_vocab(self) -> int:
+        return self.session.n_vocab
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Ids of a text. add_special: BOS and EOS as the model asks.   parse_special: read "<|im_start|>" and the
+        like.
+        """
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def encoded(self) -> list[int]:
+        """The ids that `load(encode=...)` asked for; UsageError where it asked for none."""
+        if self._ahead is None:
+            raise UsageError("nothing was encoded while loading", remedy="use tokenize, or load(encode=...)")
+        return self._ahead.ids()
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return self.tokenizer.decode(ids, skip_special=skip_special)
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after each of the ids, as a sequence of its own. float32 [n_tokens, n_vocab].
+
+        What slot 0 of the session held is dropped.
+        """
+        import numpy as np
+
+        result = np.empty((len(ids), self.n_vocab), np.float32)
+        self.session.truncate(0, 0)
+        chunk = min(self.session.max_outputs, self.session.max_tokens)
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            positions = range(start, start + len(part))
+            logits = self.session.step(Batch.of(part, positions, [0] * len(part), range(len(part))))
+            result[start : start + len(part)] = np.asarray(logits).reshape(len(part), self.n_vocab)
+        return result
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        parse_special: bool = False,
+        **sampling: Any,
+    ) -> Generation:
+        """Continues a prompt: text, or ids taken as they are. Iterate over the result for pieces of text.
+
+        sampling: fields of `hetrun.run.sample.Sampling` (temperature, top_k, top_p, min_p, repeat_penalty, seed).
+        The part of the prompt that the last generation began with too is not run again.
+        """
+        ids = self.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
+        room = self.n_ctx - len(ids)
+        if 0 <= room < max_tokens:
+            warnings.warn(
+                f"the context of {self.n_ctx} tokens leaves room for {room + 1} of {max_tokens}", stacklevel=2
+            )
+        return Generation(self.session, self.tokenizer, ids, max_tokens, Sampling(**sampling), tuple(stop))
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generation:
+        """Answers a conversation, written with the file's own chat template.
+
+        messages: {"role": "system" | "user" | "assistant", "content": text}.   options: as `generate`.
+        """
+        return self.generate(self.chat_prompt(messages), **options)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids of a conversation up to where the answer begins. ChatTemplateError where the file has no template."""
+        from hetrun.model.chat import ChatTemplate
+
+        template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
+        if template is None:
+            raise ChatTemplateError(
+                f"{self.path.name} has no chat template", remedy='use "hetrun generate" with a plain prompt'
+            )
+        # A template writes the BOS token itself where the model wants one.
+        return self.tokenize(template.render(messages), add_special=False, parse_special=True)

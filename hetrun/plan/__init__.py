@@ -1,0 +1,1 @@
+"""Placement: what each op costs where, and which device runs it."""

@@ -1,0 +1,1 @@
+"""Compiles and loads plans, and runs them step by step."""
