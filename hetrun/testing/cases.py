@@ -1,0 +1,211 @@
+"""The op cases: every op kind x tensor type x ragged shapes, each with an id that replays it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hetrun.device import Batch, Segment
+from hetrun.ops import (
+    Add,
+    Attention,
+    Bias,
+    Embedding,
+    GatedActivation,
+    KvSpec,
+    MatMul,
+    Op,
+    RmsNorm,
+    Rope,
+    Rows,
+    Scale,
+    SelectRows,
+    SoftCap,
+    Value,
+    Workload,
+)
+from hetrun.tensor import TENSOR_TYPES, Weight
+
+FLOATS = ("F32", "F16", "BF16")
+BLOCKS_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+BLOCKS_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+RARE_TYPES = ("IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ3_XXS", "MXFP4", "TQ1_0", "TQ2_0")
+
+# tokens x n_in x n_out: one to many tokens, rows that no vector width divides, columns in whole blocks but no more.
+_SHAPES = {
+    **dict.fromkeys(FLOATS, ((1, 576, 192), (2, 33, 67), (3, 1536, 33), (7, 577, 33), (33, 100, 35), (33, 77, 1))),
+    **dict.fromkeys(BLOCKS_32, ((1, 576, 192), (2, 32, 67), (3, 1536, 33), (7, 576, 192), (33, 96, 35), (33, 64, 1))),
+    **dict.fromkeys(
+        BLOCKS_256, ((1, 256, 192), (2, 512, 67), (3, 1536, 33), (7, 768, 192), (33, 256, 35), (33, 512, 1))
+    ),
+    **dict.fromkeys(RARE_TYPES, ((3, 512, 67),)),
+}
+
+SPARE_ROWS = 3  # rows of a buffer beyond the batch, which must stay as they were
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One op on one batch. id: as in the test's name.   spread: standard deviation of the inputs."""
+
+    id: str
+    op: Op
+    batch: Batch
+    spread: float = 1.0
+
+    @cached_property
+    def workload(self) -> Workload:
+        n_seqs = len(set(self.batch.slots)) or 1
+        return Workload(self.batch.n_tokens, max(self.batch.positions, default=0), n_seqs, self.batch.n_outputs)
+
+    @cached_property
+    def segment(self) -> Segment:
+        return segment_of(self.id, (self.op,), (self.op.output,), self.batch)
+
+    def inputs(self) -> Mapping[str, NDArray[np.float32]]:
+        return random_inputs(self.segment, self.batch, self.spread)
+
+
+def segment_of(name: str, ops: tuple[Op, ...], outputs: tuple[Value, ...], batch: Batch) -> Segment:
+    """A segment of `ops` with spare rows; its inputs are what the ops read and do not make."""
+    made = {op.name for op in ops}
+    inputs = {v.name: v for op in ops for v in op.inputs if v.name not in made}
+    return Segment(
+        name, ops, tuple(inputs.values()), outputs, batch.n_tokens + SPARE_ROWS, batch.n_outputs + SPARE_ROWS
+    )
+
+
+def random_inputs(segment: Segment, batch: Batch, spread: float = 1.0) -> dict[str, NDArray[np.float32]]:
+    """Gaussian values for each input, the same for the same segment.   Each [rows, width] float32."""
+    rng = np.random.default_rng(zlib.crc32(segment.name.encode()))
+    return {v.name: rng.normal(0.0, spread, (batch.rows(v.rows), v.width)).astype(np.float32) for v in segment.inputs}
+
+
+def weight(name: str, type_name: str, *shape: int) -> Weight:
+    return Weight(f"{name}.weight", TENSOR_TYPES[type_name], shape)
+
+
+def prompt(n_tokens: int, slot: int = 0, start: int = 0, outputs: tuple[int, ...] | None = None) -> Batch:
+    """A chunk of one sequence. outputs: the last row where nothing is given."""
+    rows = range(n_tokens)
+    wanted = outputs if outputs is not None else tuple(rows)[-1:]
+    return Batch.of([7 * i % 31 for i in rows], [start + i for i in rows], [slot] * n_tokens, wanted)
+
+
+def op_cases() -> list[OpCase]:
+    """All cases, the same list in every run."""
+    return [*_matmul(), *_embedding(), *_elementwise(), *_norm(), *_rope(), *_attention()]
+
+
+def _matmul() -> Iterator[OpCase]:
+    for type_name, shapes in _SHAPES.items():
+        for n_tokens, n_in, n_out in shapes:
+            op = MatMul("blk.0.ffn_up", Value("x", n_in), weight("blk.0.ffn_up", type_name, n_out, n_in))
+            yield OpCase(f"matmul-{type_name}-{n_tokens}x{n_in}x{n_out}", op, prompt(n_tokens))
+    for type_name, n_in in (("F32", 96), ("Q8_0", 96), ("Q4_1", 576), ("Q6_K", 256)):
+        op = MatMul("output", Value("x", n_in, "outputs"), weight("output", type_name, 131, n_in))
+        yield OpCase(f"matmul-{type_name}-outputs-3of7x{n_in}x131", op, prompt(7, outputs=(1, 4, 6)))
+
+
+def _embedding() -> Iterator[OpCase]:
+    for type_name in (*FLOATS, *BLOCKS_32, *BLOCKS_256):
+        width = 256 if type_name in BLOCKS_256 else 576
+        op = Embedding("token_embd", weight("token_embd", type_name, 31, width))
+        yield OpCase(f"embedding-{type_name}-7x{width}", op, prompt(7))
+
+
+def _elementwise() -> Iterator[OpCase]:
+    for n_tokens, width in ((1, 576), (3, 35), (33, 192)):
+        x, y = Value("x", width), Value("y", width)
+        shape = f"{n_tokens}x{width}"
+        batch = prompt(n_tokens)
+        yield OpCase(f"add-{shape}", Add("blk.0.ffn_out", x, y), batch)
+        yield OpCase(f"scale-{shape}", Scale("scaled", x, 0.37), batch)
+        yield OpCase(f"soft_cap-{shape}", SoftCap("capped", x, 30.0), batch, spread=20.0)
+        yield OpCase(
+            f"bias-F32-{shape}", Bias("blk.0.attn_q_bias", x, weight("blk.0.attn_q_bias", "F32", width)), batch
+        )
+        for function in ("silu", "gelu"):
+            yield OpCase(
+                f"gated_activation-{function}-{shape}",
+                GatedActivation("blk.0.ffn_act", x, y, function),
+                batch,
+                spread=4.0,
+            )
+    yield OpCase("add-outputs-3of7x35", Add("sum", _outputs("x", 35), _outputs("y", 35)), prompt(7, outputs=(0, 1, 5)))
+    for n_tokens, outputs in ((1, (0,)), (7, (1, 4, 6)), (33, tuple(range(33))), (5, (2,))):
+        op = SelectRows("last", Value("x", 35))
+        yield OpCase(f"select_rows-{len(outputs)}of{n_tokens}x35", op, prompt(n_tokens, outputs=outputs))
+
+
+def _outputs(name: str, width: int) -> Value:
+    rows: Rows = "outputs"
+    return Value(name, width, rows)
+
+
+def _norm() -> Iterator[OpCase]:
+    for n_tokens, width, group in ((1, 576, 576), (7, 576, 576), (3, 35, 35), (33, 192, 192), (5, 256, 64)):
+        op = RmsNorm("blk.0.attn_norm", Value("x", width), weight("blk.0.attn_norm", "F32", group), 1e-5)
+        yield OpCase(f"rms_norm-F32-{n_tokens}x{width}by{group}", op, prompt(n_tokens))
+    tiny = RmsNorm("blk.0.attn_norm", Value("x", 64), weight("blk.0.attn_norm", "F32", 64), 1e-2)
+    yield OpCase("rms_norm-F32-eps-3x64by64", tiny, prompt(3), spread=0.05)
+
+
+def frequencies(head_dim: int, n_pairs: int | None = None, base: float = 10000.0) -> tuple[float, ...]:
+    return tuple(base ** (-2 * i / head_dim) for i in range(head_dim // 2 if n_pairs is None else n_pairs))
+
+
+def _rope() -> Iterator[OpCase]:
+    several = Batch.of([1] * 6, [3, 4000, 9, 4001, 10, 0], [0, 1, 2, 1, 2, 3], [5])
+    for layout in ("interleaved", "half"):
+        for name, n_heads, head_dim, n_pairs, magnitude, batch in (
+            ("1x9x64", 9, 64, 32, 1.0, prompt(1, start=5)),
+            ("7x3x64", 3, 64, 32, 1.0, prompt(7, start=2)),
+            ("7x2x80-partial", 2, 80, 16, 1.0, prompt(7)),
+            ("7x2x64-magnitude", 2, 64, 32, 1.19, prompt(7, start=1)),
+            ("6x3x32-slots", 3, 32, 16, 1.0, several),
+        ):
+            x = Value("x", n_heads * head_dim)
+            op = Rope("blk.0.attn_q_rope", x, head_dim, layout, frequencies(head_dim, n_pairs), magnitude)
+            yield OpCase(f"rope-{layout}-{name}", op, batch)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Shape of an attention op."""
+
+    n_heads: int = 4
+    n_heads_kv: int = 2
+    head_dim: int = 32
+    scale: float | None = None
+    soft_cap: float = 0.0
+    kv: Mapping[str, int] = field(default_factory=dict)
+
+
+def attention_op(heads: Heads, format: str, name: str = "blk.0.attn", n_ctx: int = 64, n_slots: int = 4) -> Attention:
+    kv = KvSpec(f"{name}_kv", n_slots, n_ctx, heads.n_heads_kv, heads.head_dim, format, **heads.kv)
+    scale = heads.head_dim**-0.5 if heads.scale is None else heads.scale
+    q = Value("q", heads.n_heads * heads.head_dim)
+    return Attention(name, q, Value("k", kv.width), Value("v", kv.width), kv, scale, heads.soft_cap)
+
+
+def _attention() -> Iterator[OpCase]:
+    shapes = {
+        "9h3kv64d": Heads(9, 3, 64),
+        "4h4kv32d": Heads(4, 4, 32),
+        "8h1kv128d": Heads(8, 1, 128),
+        "4h2kv32d-scale": Heads(scale=0.5),
+        "4h2kv32d-soft_cap": Heads(scale=1.0, soft_cap=5.0),
+        "4h2kv32d-window": Heads(kv={"window": 5, "slack": 40}),
+        "4h2kv32d-sink": Heads(kv={"window": 5, "sink": 2, "slack": 40}),
+    }
+    for format in ("f32", "f16", "q8_0"):
+        for name, heads in shapes.items():
+            for n_tokens in (1, 7, 33) if name == "9h3kv64d" else (7,):
+                op = attention_op(heads, format)
+                yield OpCase(f"attention-{format}-{name}-{n_tokens}", op, prompt(n_tokens))

@@ -1,0 +1,1 @@
+"""The checks: `pytest --pyargs hetrun.testing.suite --hetrun-device ID`."""

@@ -1,0 +1,48 @@
+"""How far a result may lie from float64: bounds on the NMSE by tensor type and op, each with its reason.
+
+A bound depends on what is computed, never on who computes it: two devices that accept an op are held to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hetrun.ops import Attention, Embedding, MatMul, Op
+
+# Float32 sums of up to a few thousand terms: relative error about 1e-6, squared 1e-12; room for any order of summation.
+_FLOAT32_SUM = 1e-9
+# Activations rounded to the type of the weights: eps^2 / 12 is 8e-8 for F16 (2^-10) and 5e-6 for BF16 (2^-7).
+_HALF_ACTIVATIONS = {"F16": 1e-6, "BF16": 3e-5}
+# Activations in int8 with one scale a block of 32 to 256: measured 2.8e-5 to 1e-4 on Gaussian data (0.53% to 1.0%).
+_INT8_ACTIVATIONS = 2e-4
+# Keys and values as stored: float16 rounds by 2^-11; q8_0 has one scale per 32, as the activations above, for each.
+_KV = {"f32": 1e-8, "f16": 1e-5, "q8_0": 5e-4}
+
+_BY_KIND = {
+    "embedding": 1e-12,  # one float32 rounding of each dequantised value
+    "rms_norm": 1e-10,  # a float32 sum under a square root
+    "bias": 1e-12,
+    "add": 1e-12,
+    "scale": 1e-12,
+    "rope": 1e-6,  # an angle kept in float32 is off by position * 2^-24: 2.4e-4 rad at position 4000
+    "gated_activation": 1e-8,  # an exp or tanh good to 1e-4, as polynomial ones are
+    "soft_cap": 1e-8,
+    "select_rows": 0.0,  # a copy
+}
+
+
+def bound(op: Op) -> float:
+    """The largest NMSE of one op."""
+    if isinstance(op, MatMul):
+        name = op.weight.type.name
+        return _FLOAT32_SUM if name == "F32" else _HALF_ACTIVATIONS.get(name, _INT8_ACTIVATIONS)
+    if isinstance(op, Attention):
+        return _KV.get(op.kv.format, 5e-4)
+    if isinstance(op, Embedding) and op.weight.type.name == "F32":
+        return 0.0
+    return _BY_KIND[op.kind]
+
+
+def bound_of_run(ops: Sequence[Op]) -> float:
+    """The largest NMSE of a run of ops, each fed by the one before: their errors add up."""
+    return sum(bound(op) for op in ops)

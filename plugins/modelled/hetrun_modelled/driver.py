@@ -1,0 +1,134 @@
+"""A driver without hardware: one device for each shipped profile, "model:<profile>".
+
+The probe's settings may name more profiles: `[drivers.modelled] profiles = ["my-board.toml"]` in a system file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from hetrun.config import DeviceProfile, load_profile, shipped
+from hetrun.device import (
+    API_VERSION,
+    Cost,
+    Device,
+    DeviceInfo,
+    MemorySpace,
+    Segment,
+    Unavailable,
+    Unsupported,
+    Workload,
+    residents,
+    roofline,
+)
+from hetrun.errors import ConfigError, DeviceError
+from hetrun.ops import Attention, Op
+
+
+@dataclass(frozen=True)
+class ModelledInfo(DeviceInfo):
+    """A device's info that carries its profile, so that `estimate` stays a function of its arguments."""
+
+    profile: DeviceProfile | None = None
+
+
+@dataclass(frozen=True)
+class ModelledProgram:
+    """A segment and the memory that its weights and KV would take."""
+
+    segment: Segment
+    resident: Mapping[tuple[str, str], int]
+
+
+class ModelledDriver:
+    """Plans for devices that are absent, from their profiles."""
+
+    name = "modelled"
+    api_version = API_VERSION
+
+    def probe(self, config: Mapping[str, object]) -> Sequence[DeviceInfo]:
+        """A device for each shipped profile, and for each file in config["profiles"]. ConfigError on a bad profile."""
+        return [
+            *map(_shipped_info, shipped("devices")),
+            *(_info(load_profile(path)) for path in _profile_paths(config)),
+        ]
+
+    def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
+        profile = _profile(info)
+        reason = next(_refusals(profile, op), None)
+        if reason is not None:
+            return Unsupported(reason)
+        return roofline(op, workload, info, profile.basis)
+
+    def compile(self, info: DeviceInfo, segment: Segment) -> ModelledProgram:
+        resident: dict[tuple[str, str], int] = {}
+        for op in segment.ops:
+            resident.update(residents(op, info.spaces[-1].name))
+        return ModelledProgram(segment, resident)
+
+    def open(self, info: DeviceInfo) -> Device:
+        raise DeviceError(f"{info.id} is modelled from a profile: it can be planned for, not run", remedy=_REMEDY)
+
+
+_REMEDY = 'plan for it with "hetrun plan", and generate on a device that "hetrun devices" shows as ready'
+
+
+@cache
+def _shipped_info(name: str) -> ModelledInfo:
+    return _info(load_profile(name))
+
+
+def _info(profile: DeviceProfile) -> ModelledInfo:
+    device_id = f"model:{profile.name}"
+    return ModelledInfo(
+        id=device_id,
+        description=profile.description,
+        backing="modelled",
+        spaces=tuple(
+            MemorySpace(
+                name="host" if s.name == "host" else f"{device_id}/{s.name}",
+                capacity_bytes=int(s.capacity_bytes.value),
+                alignment_bytes=s.alignment_bytes,
+                upload=s.upload,
+                download=s.download,
+            )
+            for s in profile.spaces
+        ),
+        launch=_launch(profile),
+        model={key: quantity.value for key, quantity in profile.model.items()},
+        unavailable=Unavailable("modelled from a profile: it can be planned for, not run", _REMEDY),
+        profile=profile,
+    )
+
+
+def _launch(profile: DeviceProfile) -> Cost:
+    seconds, watts = profile.launch_s.value, profile.model.get("watts")
+    return Cost(seconds, profile.launch_s.basis, joules=None if watts is None else seconds * watts.value)
+
+
+def _profile(info: DeviceInfo) -> DeviceProfile:
+    profile = info.profile if isinstance(info, ModelledInfo) else None
+    return profile or load_profile(info.id.partition(":")[2])
+
+
+def _profile_paths(config: Mapping[str, object]) -> Sequence[Path]:
+    unknown = sorted(set(config) - {"profiles"})
+    if unknown:
+        raise ConfigError(f"driver modelled: unknown setting {unknown[0]!r}", remedy="it takes profiles = [paths]")
+    paths = config.get("profiles", [])
+    if not isinstance(paths, Sequence) or isinstance(paths, str):
+        raise ConfigError(f"driver modelled: profiles is {paths!r}", remedy="give a list of paths")
+    return [Path(str(p)) for p in paths]
+
+
+def _refusals(profile: DeviceProfile, op: Op) -> Iterator[str]:
+    if op.kind not in profile.ops:
+        yield f"{profile.name} has no {op.kind} (it has {', '.join(sorted(profile.ops))})"
+    for weight in op.weights:
+        if weight.type.name not in profile.types:
+            yield f"{profile.name} reads no {weight.type} weights (it reads {', '.join(sorted(profile.types))})"
+    if isinstance(op, Attention) and op.kv.format not in profile.kv_formats:
+        yield f"{profile.name} keeps no KV cache in {op.kv.format} (it has {', '.join(sorted(profile.kv_formats))})"
