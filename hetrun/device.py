@@ -10,6 +10,8 @@ Rules that the conformance kit (`hetrun.testing`) checks:
 - What `estimate` accepts compiles, in any run of ops.
 - `synchronize` finishes every run; runs of one device keep their order.
 - Packing of weights depends on the weight alone, the layout of a State on its KvSpec alone.
+- `DeviceError`, before anything is written, for a batch larger than the segment's or outside a cache, for a weight that
+  is missing or too short, and for every use of a buffer, state, executable or device after its `close`.
 """
 
 from __future__ import annotations

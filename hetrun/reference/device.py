@@ -14,9 +14,9 @@ from hetrun.errors import AllocationError, DeviceError
 from hetrun.ops import Attention, Embedding, KvSpec, Value
 from hetrun.reference.arrays import F32Array
 from hetrun.reference.dequant import StoredWeight
-from hetrun.reference.driver import KV_STORED_AS, ReferenceProgram
 from hetrun.reference.kv import KvCache
 from hetrun.reference.ops import Inputs, evaluate
+from hetrun.reference.program import KV_STORED_AS, ReferenceProgram
 from hetrun.tensor import Weight
 
 T = TypeVar("T")

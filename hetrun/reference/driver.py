@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hetrun.device import (
@@ -23,6 +23,7 @@ from hetrun.device import (
 )
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.ops import OP_TYPES, Op
+from hetrun.reference.program import KV_STORED_AS, Q8_0_BLOCK, ReferenceProgram
 from hetrun.tensor import TENSOR_TYPES, Weight
 
 if TYPE_CHECKING:
@@ -39,22 +40,10 @@ GGUF_TYPES = frozenset(
 )
 """Types that only `gguf.quants.dequantize` gives a meaning to."""
 
-# KV format -> the format that holds its rounded values here
-KV_STORED_AS = {"f32": "f32", "f16": "f16", "q8_0": "f32"}
-Q8_0_BLOCK = 32
-
 # analytic: float32 matrix products of NumPy and Python's overhead an op, on a small core. Low on purpose: no plan is to
 # prefer the reference to a device that was made to be fast.
 MODEL = {"flops_per_s": 1e9, "bytes_per_s": 1e9, "op_s": 1e-4, "launch_s": 1e-4}
 BASIS = "analytic:float32 NumPy"
-
-
-@dataclass(frozen=True)
-class ReferenceProgram:
-    """A segment that the reference can run.   resident: bytes by (space, name)."""
-
-    segment: Segment
-    resident: Mapping[tuple[str, str], int]
 
 
 class ReferenceDriver:

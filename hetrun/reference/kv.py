@@ -7,9 +7,9 @@ import numpy as np
 from hetrun.errors import DeviceError
 from hetrun.ops import KvSpec
 from hetrun.reference.arrays import F32Array, I32Array
+from hetrun.reference.program import Q8_0_BLOCK
 
 STORED_AS = {"f32": np.float32, "f16": np.float16, "q8_0": np.float32}
-Q8_0_BLOCK = 32
 
 
 def round_to_format(x: F32Array, kv_format: str) -> F32Array:
