@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from hetrun.config import SystemConfig
+
 # Rows of logits that one step gives: enough for `logits` and perplexity to run in chunks, little enough that a discrete
 # device can hold them (64 rows of a 128k vocabulary are 33 MB).
 _MAX_OUTPUTS = 64
+
+_DEFAULT_MAX_TOKENS = 256
 
 
 def load(
@@ -48,7 +53,8 @@ def load(
     plan: Plan | None = None,
     kv_format: str = "f16",
     max_tokens_per_step: int = 512,
-    device_config: Mapping[str, Mapping[str, object]] | None = None,
+    system: SystemConfig | None = None,
+    driver_settings: Mapping[str, Mapping[str, object]] | None = None,
     registry: Registry | None = None,
     encode: Callable[[Tokenizer], list[int]] | None = None,
 ) -> Model:
@@ -59,8 +65,9 @@ def load(
     n_ctx: tokens a sequence may reach; 0 takes the model's own, at most 4096.   n_slots: sequences held at once.
     threads: for devices that have a choice.   pins: "PATTERN=DEVICE" over op names.   plan: a saved plan instead.
     kv_format: how keys and values are kept, "f16" or what else the devices offer.
-    device_config: a table for each driver name.   registry: the plugins, if not those of this environment.
-    encode: makes the ids of a first prompt; it runs in a child process meanwhile, and `Model.encoded()` gives its result.
+    system: devices, their settings, memory and links (`hetrun.config.load_system`).
+    driver_settings: more settings, a table for each driver name.   registry: the plugins, if not those installed.
+    encode: makes the ids of a first prompt in a child process meanwhile; `Model.encoded()` gives its result.
 
     Raises subclasses of `hetrun.errors.HetrunError`.
     """
@@ -74,7 +81,7 @@ def load(
         if ahead:
             resources.callback(ahead.close)
         graph = graph_of(file, options, registry)
-        found = choose_devices(registry, devices, threads=threads, tables=device_config)
+        found = choose_devices(registry, devices, system=system, threads=threads, settings=driver_settings)
         if plan is None:
             request = Request(n_seqs=n_slots, max_tokens=max_tokens_per_step)
             plan = make_plan(graph, found, request, [Pin.parse(p) for p in pins])
@@ -98,23 +105,38 @@ def choose_devices(
     registry: Registry,
     wanted: Sequence[str] | None,
     *,
+    system: SystemConfig | None = None,
     threads: int | None = None,
-    tables: Mapping[str, Mapping[str, object]] | None = None,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    to_run: bool = True,
 ) -> list[FoundDevice]:
-    """The devices named, or all that are here as hardware. DeviceError where one is unknown or unavailable."""
-    common = {} if threads is None else {"threads": threads}
+    """The devices named, or those of the system, or all that are here as hardware.
+
+    to_run: False for devices that are only planned for, which may be absent or modelled.
+    DeviceError where one is unknown, or unavailable and to be run.
+    """
+    wanted = list(wanted or ([d.id for d in system.devices] if system else []))
+    tables = {**(system.drivers if system else {}), **(settings or {})}
+    common: dict[str, object] = {"modelled": False}
+    if threads is not None:
+        common["threads"] = threads
     found = registry.devices(tables, common)
-    if wanted is None:
+    if not wanted:
         here = [d for d in found if d.info.backing == "hardware" and d.info.unavailable is None]
         if not here:
             raise DeviceError("no device is available here", remedy='"hetrun devices" says what is missing')
         return here
+    known = {d.info.id for d in found} | {d.info.id.partition(":")[0] for d in found}
+    if not known.issuperset(wanted):
+        found = registry.devices(tables, {**common, "modelled": True})
     chosen = {d.info.id: d for d in (select_device(found, w) for w in wanted)}
     for device in chosen.values():
-        if device.info.unavailable:
+        if to_run and device.info.unavailable:
             raise DeviceError(
                 f"{device.info.id}: {device.info.unavailable.reason}", remedy=device.info.unavailable.remedy
             )
+    if system:
+        return [replace(d, info=system.refine(d.info)) for d in chosen.values()]
     return list(chosen.values())
 
 
@@ -207,22 +229,23 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
         stop: Sequence[str] = (),
         parse_special: bool = False,
         **sampling: Any,
     ) -> Generation:
         """Continues a prompt: text, or ids taken as they are. Iterate over the result for pieces of text.
 
+        max_tokens: None for 256, or as many as the context has room for.
         sampling: fields of `hetrun.run.sample.Sampling` (temperature, top_k, top_p, min_p, repeat_penalty, seed).
         The part of the prompt that the last generation began with too is not run again.
         """
         ids = self.tokenize(prompt, parse_special=parse_special) if isinstance(prompt, str) else list(prompt)
-        room = self.n_ctx - len(ids)
-        if 0 <= room < max_tokens:
-            warnings.warn(
-                f"the context of {self.n_ctx} tokens leaves room for {room + 1} of {max_tokens}", stacklevel=2
-            )
+        room = max(self.n_ctx - len(ids) + 1, 1)  # the last token is not run, and needs no place in the context
+        if max_tokens is None:
+            max_tokens = min(_DEFAULT_MAX_TOKENS, room)
+        elif room < max_tokens:
+            warnings.warn(f"the context of {self.n_ctx} tokens leaves room for {room} of {max_tokens}", stacklevel=2)
         return Generation(self.session, self.tokenizer, ids, max_tokens, Sampling(**sampling), tuple(stop))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generation:

@@ -24,12 +24,16 @@ from typing import Literal, Protocol, runtime_checkable
 from hetrun.ops import KvSpec, Op, Rows, Value, Workload
 
 __all__ = [
-    "API_VERSION", "Basis", "Batch", "Bindings", "Buffer", "Cost", "Device", "DeviceInfo", "Driver", "Executable",
-    "HardwareSources", "KvSpec", "Link", "MemorySpace", "Program", "RunEvent", "Segment", "State", "Unavailable",
-    "Unsupported", "Workload", "residents", "roofline",
+    "API_VERSION", "COMMON_SETTINGS", "Basis", "Batch", "Bindings", "Buffer", "Cost", "Device", "DeviceInfo", "Driver",
+    "Executable", "HardwareSources", "KvSpec", "Link", "MemorySpace", "Program", "RunEvent", "Segment", "State",
+    "Unavailable", "Unsupported", "Workload", "residents", "roofline",
 ]  # fmt: skip
 
 API_VERSION = 1
+
+COMMON_SETTINGS = frozenset(("threads", "modelled"))
+"""Settings that every driver's probe may be given beside those of its own table, and ignores if it has no use for them.
+threads: int.   modelled: False where only devices that run are wanted."""
 
 Basis = str
 """Where a number comes from: "measured:<where>", "simulated:<model>" or "analytic:<source>"; always shown to the
@@ -260,7 +264,10 @@ class Driver(Protocol):
     def api_version(self) -> int: ...
 
     def probe(self, config: Mapping[str, object]) -> Sequence[DeviceInfo]:
-        """Devices at hand, absent ones too with `unavailable` set. No side effects; absence is reported, not raised."""
+        """Devices at hand, absent ones too with `unavailable` set. No side effects; absence is reported, not raised.
+
+        config: the driver's table of a system file, and COMMON_SETTINGS. ConfigError for any other key or a bad value.
+        """
 
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
         """Time of the op inside a run (the launch is counted apart), or the reason why it cannot run here. Pure."""

@@ -13,7 +13,7 @@ import pluggy
 
 from hetrun import hookspecs
 from hetrun.device import API_VERSION, DeviceInfo, Driver
-from hetrun.errors import DeviceError
+from hetrun.errors import ConfigError, DeviceError
 
 GROUP = "hetrun"
 
@@ -119,17 +119,18 @@ class Registry:
         return result
 
     def devices(
-        self, tables: Mapping[str, Mapping[str, object]] | None = None, common: Mapping[str, object] | None = None
+        self, settings: Mapping[str, Mapping[str, object]] | None = None, common: Mapping[str, object] | None = None
     ) -> list[FoundDevice]:
         """Every device that every driver reports.
 
-        tables: configuration for each driver name.   common: configuration for all of them; a driver reads what it
-        knows.
+        settings: a table for each driver name.   common: COMMON_SETTINGS for all of them. ConfigError for a bad one.
         """
         found: list[FoundDevice] = []
         for plugin, driver in self.drivers():
             try:
-                infos = list(driver.probe({**(common or {}), **(tables or {}).get(driver.name, {})}))
+                infos = list(driver.probe({**(common or {}), **(settings or {}).get(driver.name, {})}))
+            except ConfigError:
+                raise
             except Exception as error:
                 self._note(plugin, error)
                 continue

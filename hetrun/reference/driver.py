@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hetrun.device import (
     API_VERSION,
+    COMMON_SETTINGS,
     Cost,
     DeviceInfo,
     KvSpec,
@@ -116,7 +117,10 @@ def _as_stored(op: Op) -> Op:
 
 
 def _numbers(config: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of the model that a configuration sets; other keys are for other drivers."""
+    """The numbers of the model that a configuration sets."""
+    unknown = sorted(config.keys() - MODEL.keys() - COMMON_SETTINGS)
+    if unknown:
+        raise ConfigError(f"reference: unknown setting {unknown[0]!r}", remedy=f"it takes {', '.join(MODEL)}")
     numbers: dict[str, float] = {}
     for key in MODEL.keys() & config.keys():
         value = config[key]

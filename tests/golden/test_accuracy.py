@@ -94,8 +94,8 @@ def test_perplexity_is_within_one_percent_of_llama_cpp(measured):
 
 @pytest.fixture(scope="module", params=DEVICES)
 def portable_model(request, smollm2_path):
-    tables = {"cpu": {"isa": "generic"}}
-    with hetrun.load(smollm2_path, devices=[request.param], n_ctx=512, device_config=tables) as model:
+    settings = {"cpu": {"isa": "generic"}}
+    with hetrun.load(smollm2_path, devices=[request.param], n_ctx=512, driver_settings=settings) as model:
         yield model
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from hetrun.config import DeviceProfile, load_profile, shipped
 from hetrun.device import (
     API_VERSION,
+    COMMON_SETTINGS,
     Cost,
     Device,
     DeviceInfo,
@@ -51,6 +52,8 @@ class ModelledDriver:
 
     def probe(self, config: Mapping[str, object]) -> Sequence[DeviceInfo]:
         """A device for each shipped profile, and for each file in config["profiles"]. ConfigError on a bad profile."""
+        if config.get("modelled") is False:
+            return []
         return [
             *map(_shipped_info, shipped("devices")),
             *(_info(load_profile(path)) for path in _profile_paths(config)),
@@ -115,7 +118,7 @@ def _profile(info: DeviceInfo) -> DeviceProfile:
 
 
 def _profile_paths(config: Mapping[str, object]) -> Sequence[Path]:
-    unknown = sorted(set(config) - {"profiles"})
+    unknown = sorted(set(config) - {"profiles"} - COMMON_SETTINGS)
     if unknown:
         raise ConfigError(f"driver modelled: unknown setting {unknown[0]!r}", remedy="it takes profiles = [paths]")
     paths = config.get("profiles", [])

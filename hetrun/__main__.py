@@ -1,0 +1,5 @@
+"""`python -m hetrun` is `hetrun`."""
+
+from hetrun.cli.main import main
+
+main()

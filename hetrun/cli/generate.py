@@ -1,0 +1,103 @@
+"""`hetrun generate`: continues a prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from hetrun.cli import options
+from hetrun.cli.process import age_s, peak_rss_bytes
+from hetrun.errors import HetrunError
+
+
+@click.command(
+    "generate",
+    short_help="Continue a prompt.",
+    epilog=options.example(
+        'hetrun generate --model smollm2-135m --prompt "The capital of France is" --max-tokens 32',
+        "hetrun generate --model model.gguf --prompt - --json < prompt.txt",
+    ),
+)
+@options.model
+@click.option(
+    "--prompt", "-p", required=True, metavar="TEXT|-", help="Text to continue; - reads stdin, less a final line break."
+)
+@options.sampling(temperature=0.0)
+@options.context()
+@options.placement
+@click.option(
+    "--special", "--parse-special", "parse_special", is_flag=True,
+    help='Read "<|im_start|>" and the like in the prompt as the tokens they name.',
+)  # fmt: skip
+@options.common
+def command(
+    model: str,
+    prompt: str,
+    max_tokens: int | None,
+    stops: tuple[str, ...],
+    n_ctx: int | None,
+    parse_special: bool,
+    devices: tuple[str, ...],
+    system: str | None,
+    threads: int | None,
+    pins: tuple[str, ...],
+    plan_file: str | None,
+    kv_type: str,
+    **sampling: Any,
+) -> int:
+    """Continues a prompt, and prints the text as it comes. Figures go to stderr, or with --json into the result.
+
+    Ctrl-C ends with what was generated so far, exit code 130.
+    """
+    from hetrun.cli.figures import figures, print_line, segments
+    from hetrun.cli.loading import Choice, load_model
+    from hetrun.run.generate import StopFilter
+    from hetrun.run.sample import Sampling
+
+    # Checked before the model is loaded, so that a slip costs no wait.
+    Sampling(**sampling)
+    StopFilter(stops)
+    text = options.text_or_stdin(prompt, "--prompt")
+    as_json = options.flags().json
+    started = time.perf_counter()
+    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx)
+    # In a child process: what encoding needs is as large as a small model's KV cache, and not wanted again.
+    with load_model(model, choice, lambda t: t.encode(text, parse_special=parse_special)) as loaded:
+        ids = loaded.encoded()
+        loaded.tokenizer.release_encoder()  # and what loading freed with it: peak memory is promised
+        load_s = time.perf_counter() - started
+        generation = loaded.generate(ids, max_tokens=max_tokens, stop=stops, **sampling)
+        first_token_s: float | None = None
+        try:
+            for piece in generation:
+                if first_token_s is None:
+                    first_token_s = age_s()
+                if not as_json:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+        except KeyboardInterrupt:
+            generation.finish_reason = "interrupted"
+        except HetrunError:
+            if generation.text and not as_json:
+                print(flush=True)  # the error begins a line of its own
+            raise
+        if as_json:
+            result = {
+                **figures(generation),
+                "load_s": load_s,
+                "first_token_s": first_token_s,
+                "segments": segments(loaded),
+                "model": str(loaded.path),
+                "devices": list(loaded.plan.used_devices),
+                "ctx": loaded.n_ctx,
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
+            print(json.dumps(result))
+        else:
+            print(flush=True)
+            print_line(generation, load_s)
+        return 130 if generation.finish_reason == "interrupted" else 0

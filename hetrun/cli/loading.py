@@ -1,0 +1,118 @@
+"""From options to plugins, devices and a loaded model."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hetrun import api
+from hetrun.errors import DeviceError, HetrunError, PlanError, PluginError, UsageError
+from hetrun.model.architectures import GraphOptions
+from hetrun.model.catalog import resolve_model
+from hetrun.plan.plan import Plan
+from hetrun.plugins import FoundDevice, Registry
+
+if TYPE_CHECKING:
+    from hetrun.config import SystemConfig
+    from hetrun.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the options say of devices and placement. n_ctx: None for the model's own."""
+
+    devices: tuple[str, ...] = ()
+    system: str | None = None
+    threads: int | None = None
+    pins: tuple[str, ...] = ()
+    plan_file: str | None = None
+    kv_type: str = "f16"
+    n_ctx: int | None = None
+
+
+def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], list[int]] | None = None) -> api.Model:
+    """The model, loaded on the devices chosen. Plugins that failed are named on stderr.   encode: as in `api.load`."""
+    show_log()
+    if choice.plan_file and choice.pins:
+        raise UsageError("--pin and --plan exclude each other", remedy="a plan already says where each op runs")
+    path = resolve_model(path_or_name)  # before plugins are looked for: a misspelt name is answered at once
+    system = _system(choice)
+    plan = read_plan(choice.plan_file) if choice.plan_file else None
+    registry = Registry.load()
+    devices = choice.devices or (plan.used_devices if plan else None)
+    try:
+        model = api.load(
+            path,
+            devices=devices,
+            system=system,
+            n_ctx=choice.n_ctx or 0,
+            threads=choice.threads,
+            pins=choice.pins,
+            plan=plan,
+            kv_format=choice.kv_type,
+            registry=registry,
+            encode=encode,
+        )
+    except DeviceError as error:
+        raise _blame(error, registry, devices) from error
+    warn_of_broken(registry)
+    return model
+
+
+def planned_devices(choice: Choice, registry: Registry) -> list[FoundDevice]:
+    """The devices to plan for: those named, present or not, or all that are here. DeviceError for an unknown one."""
+    system = _system(choice)
+    try:
+        return api.choose_devices(registry, choice.devices, system=system, threads=choice.threads, to_run=False)
+    except DeviceError as error:
+        raise _blame(error, registry, choice.devices) from error
+
+
+def graph_options(choice: Choice) -> GraphOptions:
+    return GraphOptions(n_ctx=choice.n_ctx or 0, kv_format=choice.kv_type)
+
+
+def read_plan(path: str) -> Plan:
+    """The plan of a file. PlanError where it cannot be read or is none."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise PlanError(f"{path}: {reason}", remedy="make a plan with hetrun plan --save FILE") from None
+    return Plan.from_json(text, path)
+
+
+def show_log() -> None:
+    """Warnings of the log look like the others on stderr."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
+
+
+def warn_of_broken(registry: Registry) -> None:
+    for broken in registry.broken:
+        line = " ".join(broken.error.split())
+        print(f'warning: plugin {broken.name} failed: {line}; "hetrun devices" tells more', file=sys.stderr)
+
+
+def _system(choice: Choice) -> SystemConfig | None:
+    if choice.system is None:
+        return None
+    from hetrun.config import load_system
+
+    return load_system(choice.system)
+
+
+def _blame(error: DeviceError, registry: Registry, wanted: Sequence[str] | None) -> HetrunError:
+    """The failure of a plugin whose device was asked for by name, else the error itself."""
+    names = {w.partition(":")[0] for w in wanted or ()}
+    for broken in registry.broken:
+        if broken.name in names or not registry.plugins:
+            return PluginError(
+                f"plugin {broken.name} failed: {broken.error}",
+                remedy=f'repair or uninstall {broken.distribution or broken.module}; "hetrun devices --debug" has more',
+            )
+    return error

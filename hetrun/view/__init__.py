@@ -1,0 +1,1 @@
+"""What the command line shows to people: rich tables, imported only where they are printed."""
