@@ -1,0 +1,78 @@
+// AVX2 with FMA and F16C: one block of 32 codes a step.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+#define HETRUN_KERNELS kernels_avx2
+
+namespace hetrun::cpu {
+namespace {
+
+constexpr size_t kLanes = 8;
+typedef float Vf __attribute__((vector_size(32)));
+typedef int32_t Vi __attribute__((vector_size(32)));
+
+inline Vf fmadd(Vf a, Vf b, Vf c) { return _mm256_fmadd_ps(a, b, c); }
+inline float lane_sum(Vf a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline Vf load_half(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline void store_half(uint8_t* p, Vf a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+#define HETRUN_VECTOR_HALF 1
+
+constexpr int kTileRows = 4, kTileTokens = 2;
+// VPMADDUBSW wants unsigned weights and saturates at 16 bits: codes of up to 6 bits stay biased, Q8_0 stays signed.
+constexpr int stored_bias(int offset) { return offset == 128 ? 0 : offset; }
+
+template <int Offset, int Sub, bool Min, int R, int T>
+inline void dot_tile(const Decoded& m, const uint8_t* prepared, const PreparedLayout& layout, size_t sums, float* out,
+                     size_t out_stride) {
+    __m256 acc[R][T];
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) acc[r][t] = _mm256_setzero_ps();
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i offset = _mm256_set1_epi8(static_cast<char>(Offset));
+    for (size_t block = 0; block < layout.n / 32; ++block) {
+        for (int t = 0; t < T; ++t) {
+            const uint8_t* row = prepared + t * layout.stride;
+            const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 32 * block));
+            const __m256 as = _mm256_broadcast_ss(reinterpret_cast<const float*>(row + layout.scale) + block);
+            const __m256i biased = Offset ? _mm256_maddubs_epi16(offset, a) : a;
+            for (int r = 0; r < R; ++r) {
+                const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(m.codes + r * m.code_stride + 32 * block));
+                __m256i pairs;
+                if (Offset == 128) {
+                    pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+                } else {
+                    pairs = _mm256_maddubs_epi16(w, a);
+                    if (Offset) pairs = _mm256_sub_epi16(pairs, biased);
+                }
+                const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
+                const float* own = m.scales + r * m.scale_stride + block * 32 / Sub;
+                const __m256 ws = Sub == 32 ? _mm256_broadcast_ss(own)
+                                            : _mm256_setr_m128(_mm_broadcast_ss(own), _mm_broadcast_ss(own + 1));
+                acc[r][t] = _mm256_fmadd_ps(dot, _mm256_mul_ps(ws, as), acc[r][t]);
+            }
+        }
+    }
+    if (Min) {
+        for (size_t i = 0; i < layout.n / Sub; i += 8) {  // rows are padded with zeros to 16 scales
+            for (int t = 0; t < T; ++t) {
+                const __m256 sum = _mm256_loadu_ps(reinterpret_cast<const float*>(prepared + t * layout.stride + sums) + i);
+                for (int r = 0; r < R; ++r)
+                    acc[r][t] = _mm256_fmadd_ps(_mm256_loadu_ps(m.minima + r * m.scale_stride + i), sum, acc[r][t]);
+            }
+        }
+    }
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) out[t * out_stride + r] = lane_sum(acc[r][t]);
+}
+
+}  // namespace
+}  // namespace hetrun::cpu

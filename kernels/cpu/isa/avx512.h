@@ -1,0 +1,101 @@
+// AVX-512 with VNNI: 64 codes a step, two blocks of 32 (or four of 16) side by side in the 16 lanes.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+#define HETRUN_KERNELS kernels_avx512
+
+namespace hetrun::cpu {
+namespace {
+
+constexpr size_t kLanes = 16;
+typedef float Vf __attribute__((vector_size(64)));
+typedef int32_t Vi __attribute__((vector_size(64)));
+
+inline Vf fmadd(Vf a, Vf b, Vf c) { return _mm512_fmadd_ps(a, b, c); }
+inline float lane_sum(Vf a) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_maskz_extractf32x8_ps(0xff, a, 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline Vf load_half(const uint8_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_half(uint8_t* p, Vf a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+#define HETRUN_VECTOR_HALF 1
+
+constexpr int kTileRows = 4, kTileTokens = 4;
+// VPDPBUSD wants unsigned weights; the bias is taken back from the accumulator, in integers.
+constexpr int stored_bias(int offset) { return offset; }
+
+alignas(64) const int32_t kPair[8][16] = {
+    {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1},         {2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3},
+    {4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5},         {6, 6, 6, 6, 6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7, 7},
+    {8, 8, 8, 8, 8, 8, 8, 8, 9, 9, 9, 9, 9, 9, 9, 9},         {10, 10, 10, 10, 10, 10, 10, 10, 11, 11, 11, 11, 11, 11, 11, 11},
+    {12, 12, 12, 12, 12, 12, 12, 12, 13, 13, 13, 13, 13, 13, 13, 13},
+    {14, 14, 14, 14, 14, 14, 14, 14, 15, 15, 15, 15, 15, 15, 15, 15},
+};
+alignas(64) const int32_t kQuad[4][16] = {
+    {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3},
+    {4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7},
+    {8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11},
+    {12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15},
+};
+
+template <int Offset, int Sub, bool Min, int R, int T>
+inline void dot_tile(const Decoded& m, const uint8_t* prepared, const PreparedLayout& layout, size_t sums, float* out,
+                     size_t out_stride) {
+    constexpr size_t kGroup = Sub * 16;  // weights whose scales fill one vector
+    __m512 acc[R][T];
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) acc[r][t] = _mm512_setzero_ps();
+    const __m512i offset = _mm512_set1_epi8(static_cast<char>(Offset));
+    for (size_t base = 0; base < layout.n; base += kGroup) {
+        const size_t left = (layout.n - base + 63) / 64;
+        const size_t chunks = left < kGroup / 64 ? left : kGroup / 64;
+        __m512 a_scale[T], w_scale[R];
+        for (int t = 0; t < T; ++t) {
+            const float* p = reinterpret_cast<const float*>(prepared + t * layout.stride + layout.scale) + base / 32;
+            a_scale[t] = Sub == 32 ? _mm512_loadu_ps(p) : _mm512_zextps256_ps512(_mm256_loadu_ps(p));
+        }
+        for (int r = 0; r < R; ++r) w_scale[r] = _mm512_loadu_ps(m.scales + r * m.scale_stride + base / Sub);
+        if (Min) {
+            for (int t = 0; t < T; ++t) {
+                const float* p = reinterpret_cast<const float*>(prepared + t * layout.stride + sums) + base / Sub;
+                const __m512 sum = _mm512_loadu_ps(p);
+                for (int r = 0; r < R; ++r)
+                    acc[r][t] = _mm512_fmadd_ps(_mm512_loadu_ps(m.minima + r * m.scale_stride + base / Sub), sum, acc[r][t]);
+            }
+        }
+        for (size_t c = 0; c < chunks; ++c) {
+            const __m512i pair = _mm512_load_si512(kPair[c]);
+            const __m512i own = Sub == 32 ? pair : _mm512_load_si512(kQuad[c]);
+            __m512i w[R];
+            __m512 ws[R];
+            for (int r = 0; r < R; ++r) {
+                w[r] = _mm512_loadu_si512(m.codes + r * m.code_stride + base + 64 * c);
+                ws[r] = _mm512_permutexvar_ps(own, w_scale[r]);
+            }
+            for (int t = 0; t < T; ++t) {
+                const __m512i a = _mm512_loadu_si512(prepared + t * layout.stride + base + 64 * c);
+                const __m512 as = _mm512_permutexvar_ps(pair, a_scale[t]);
+                __m512i start = _mm512_setzero_si512();
+                if (Offset) start = _mm512_sub_epi32(start, _mm512_dpbusd_epi32(start, offset, a));
+                for (int r = 0; r < R; ++r) {
+                    const __m512i dot = _mm512_dpbusd_epi32(start, w[r], a);
+                    acc[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(ws[r], as), acc[r][t]);
+                }
+            }
+        }
+    }
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) out[t * out_stride + r] = lane_sum(acc[r][t]);
+}
+
+}  // namespace
+}  // namespace hetrun::cpu

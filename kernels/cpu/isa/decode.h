@@ -1,0 +1,285 @@
+// Weights of one GGUF block -> int8 codes with float scales (and minima) per sub-block: x = scale * code + minimum.
+// Blocks of 32 name the halves that hold their scale and minimum, super-blocks of 256 unpack them.
+// `Bias` is what the instruction set wants added to the signed codes of symmetric types (see stored_bias).
+// Included by one translation unit per instruction set: everything lives in an unnamed namespace.
+#pragma once
+
+#include <cstring>
+
+#include "gguf_blocks.h"
+
+namespace hetrun::cpu {
+namespace {
+
+typedef uint8_t U8x16 __attribute__((vector_size(16)));
+typedef int8_t I8x16 __attribute__((vector_size(16)));
+
+inline U8x16 load16(const uint8_t* p) {
+    U8x16 v;
+    std::memcpy(&v, p, 16);
+    return v;
+}
+inline void store16(int8_t* p, U8x16 v) { std::memcpy(p, &v, 16); }
+inline U8x16 splat16(int x) { return U8x16{} + static_cast<uint8_t>(x); }
+
+inline float half_bits_to_float(uint16_t h) {
+#if defined(__F16C__)
+    return _cvtsh_ss(h);
+#elif defined(__aarch64__)
+    __fp16 f;
+    std::memcpy(&f, &h, 2);
+    return f;
+#else
+    // Exponents are moved by a multiplication, which also turns subnormals into normals; infinities and NaNs are set apart.
+    const uint32_t magnitude = static_cast<uint32_t>(h & 0x7fff) << 13;
+    uint32_t bits = magnitude;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    f *= 0x1p112f;
+    std::memcpy(&bits, &f, 4);
+    if (magnitude >= 0x0f800000u) bits = magnitude | 0x7f800000u;
+    bits |= static_cast<uint32_t>(h & 0x8000) << 16;
+    std::memcpy(&f, &bits, 4);
+    return f;
+#endif
+}
+
+inline uint16_t load_u16(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
+inline uint32_t load_u32(const uint8_t* p) {
+    uint32_t v;
+    std::memcpy(&v, p, 4);
+    return v;
+}
+inline float half(const uint8_t* p) { return half_bits_to_float(load_u16(p)); }
+
+inline float bfloat(const uint8_t* p) {
+    const uint32_t bits = static_cast<uint32_t>(load_u16(p)) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+// 16 bytes of 0 or 16: the fifth bits of 16 codes.
+inline U8x16 fifth_bits(uint32_t bits) {
+    const U8x16 mask = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    U8x16 v;
+    std::memset(&v, static_cast<int>(bits & 0xff), 8);
+    std::memset(reinterpret_cast<char*>(&v) + 8, static_cast<int>(bits >> 8 & 0xff), 8);
+    return reinterpret_cast<U8x16>((v & mask) == mask) & splat16(16);
+}
+
+// Scale and minimum of sub-block j, 6 bits each: Q4_K and Q5_K.
+inline void scale_min_k4(size_t j, const uint8_t* q, uint8_t& scale, uint8_t& minimum) {
+    if (j < 4) {
+        scale = q[j] & 63;
+        minimum = q[j + 4] & 63;
+    } else {
+        scale = static_cast<uint8_t>((q[j + 4] & 15) | (q[j - 4] >> 6) << 4);
+        minimum = static_cast<uint8_t>((q[j + 4] >> 4) | (q[j] >> 6) << 4);
+    }
+}
+
+struct CodecQ4_0 {
+    using Block = BlockQ4_0;
+    static constexpr size_t kBlock = 32, kSub = 32;
+    static constexpr int kOffset = 8;
+    static constexpr bool kMin = false;
+    static const uint8_t* scale(const Block& b) { return b.d; }
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes) {
+        const U8x16 q = load16(b.qs);
+        store16(codes, (q & splat16(15)) + splat16(Bias - 8));
+        store16(codes + 16, (q >> 4) + splat16(Bias - 8));
+    }
+};
+
+struct CodecQ4_1 {
+    using Block = BlockQ4_1;
+    static constexpr size_t kBlock = 32, kSub = 32;
+    static constexpr int kOffset = 0;
+    static constexpr bool kMin = true;
+    static const uint8_t* scale(const Block& b) { return b.d; }
+    static const uint8_t* minimum(const Block& b) { return b.m; }
+    template <int>
+    static void decode(const Block& b, int8_t* codes) {
+        const U8x16 q = load16(b.qs);
+        store16(codes, q & splat16(15));
+        store16(codes + 16, q >> 4);
+    }
+};
+
+struct CodecQ5_0 {
+    using Block = BlockQ5_0;
+    static constexpr size_t kBlock = 32, kSub = 32;
+    static constexpr int kOffset = 16;
+    static constexpr bool kMin = false;
+    static const uint8_t* scale(const Block& b) { return b.d; }
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes) {
+        const U8x16 q = load16(b.qs);
+        const uint32_t high = load_u32(b.qh);
+        store16(codes, ((q & splat16(15)) | fifth_bits(high)) + splat16(Bias - 16));
+        store16(codes + 16, ((q >> 4) | fifth_bits(high >> 16)) + splat16(Bias - 16));
+    }
+};
+
+struct CodecQ5_1 {
+    using Block = BlockQ5_1;
+    static constexpr size_t kBlock = 32, kSub = 32;
+    static constexpr int kOffset = 0;
+    static constexpr bool kMin = true;
+    static const uint8_t* scale(const Block& b) { return b.d; }
+    static const uint8_t* minimum(const Block& b) { return b.m; }
+    template <int>
+    static void decode(const Block& b, int8_t* codes) {
+        const U8x16 q = load16(b.qs);
+        const uint32_t high = load_u32(b.qh);
+        store16(codes, (q & splat16(15)) | fifth_bits(high));
+        store16(codes + 16, (q >> 4) | fifth_bits(high >> 16));
+    }
+};
+
+struct CodecQ8_0 {
+    using Block = BlockQ8_0;
+    static constexpr size_t kBlock = 32, kSub = 32;
+    static constexpr int kOffset = 128;
+    static constexpr bool kMin = false;
+    static const uint8_t* scale(const Block& b) { return b.d; }
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes) {
+        const uint8_t* qs = reinterpret_cast<const uint8_t*>(b.qs);
+        store16(codes, load16(qs) + splat16(Bias));
+        store16(codes + 16, load16(qs + 16) + splat16(Bias));
+    }
+};
+
+struct CodecQ2_K {
+    using Block = BlockQ2_K;
+    static constexpr size_t kBlock = 256, kSub = 16;
+    static constexpr int kOffset = 0;
+    static constexpr bool kMin = true;
+    template <int>
+    static void decode(const Block& b, int8_t* codes, float* scale, float* minimum) {
+        for (int part = 0; part < 2; ++part) {
+            U8x16 low = load16(b.qs + 32 * part), high = load16(b.qs + 32 * part + 16);
+            for (int j = 0; j < 4; ++j) {
+                store16(codes, low & splat16(3));
+                store16(codes + 16, high & splat16(3));
+                low >>= 2;
+                high >>= 2;
+                codes += 32;
+            }
+        }
+        const float d = half(b.d), dmin = half(b.dmin);
+        for (int i = 0; i < 16; ++i) {
+            scale[i] = d * static_cast<float>(b.scales[i] & 15);
+            minimum[i] = -(dmin * static_cast<float>(b.scales[i] >> 4));
+        }
+    }
+};
+
+struct CodecQ3_K {
+    using Block = BlockQ3_K;
+    static constexpr size_t kBlock = 256, kSub = 16;
+    static constexpr int kOffset = 4;
+    static constexpr bool kMin = false;
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes, float* scale, float*) {
+        U8x16 top_low = load16(b.hmask), top_high = load16(b.hmask + 16);
+        for (int part = 0; part < 2; ++part) {
+            U8x16 low = load16(b.qs + 32 * part), high = load16(b.qs + 32 * part + 16);
+            for (int j = 0; j < 4; ++j) {
+                store16(codes, ((low & splat16(3)) | (top_low & splat16(1)) << 2) + splat16(Bias - 4));
+                store16(codes + 16, ((high & splat16(3)) | (top_high & splat16(1)) << 2) + splat16(Bias - 4));
+                low >>= 2;
+                high >>= 2;
+                top_low >>= 1;
+                top_high >>= 1;
+                codes += 32;
+            }
+        }
+        const float d = half(b.d);
+        for (int i = 0; i < 16; ++i) {
+            const int nibble = i < 8 ? b.scales[i] & 15 : b.scales[i - 8] >> 4;
+            const int top = b.scales[8 + i % 4] >> (2 * (i / 4)) & 3;
+            scale[i] = d * static_cast<float>((nibble | top << 4) - 32);
+        }
+    }
+};
+
+struct CodecQ4_K {
+    using Block = BlockQ4_K;
+    static constexpr size_t kBlock = 256, kSub = 32;
+    static constexpr int kOffset = 0;
+    static constexpr bool kMin = true;
+    template <int>
+    static void decode(const Block& b, int8_t* codes, float* scale, float* minimum) {
+        for (int j = 0; j < 4; ++j) {
+            const U8x16 low = load16(b.qs + 32 * j), high = load16(b.qs + 32 * j + 16);
+            store16(codes + 64 * j, low & splat16(15));
+            store16(codes + 64 * j + 16, high & splat16(15));
+            store16(codes + 64 * j + 32, low >> 4);
+            store16(codes + 64 * j + 48, high >> 4);
+        }
+        const float d = half(b.d), dmin = half(b.dmin);
+        for (size_t j = 0; j < 8; ++j) {
+            uint8_t s, m;
+            scale_min_k4(j, b.scales, s, m);
+            scale[j] = d * static_cast<float>(s);
+            minimum[j] = -(dmin * static_cast<float>(m));
+        }
+    }
+};
+
+struct CodecQ5_K {
+    using Block = BlockQ5_K;
+    static constexpr size_t kBlock = 256, kSub = 32;
+    static constexpr int kOffset = 0;
+    static constexpr bool kMin = true;
+    template <int>
+    static void decode(const Block& b, int8_t* codes, float* scale, float* minimum) {
+        U8x16 top_low = load16(b.qh), top_high = load16(b.qh + 16);
+        const U8x16 nibble = splat16(15), bit = splat16(1);
+        for (int j = 0; j < 4; ++j) {
+            const U8x16 low = load16(b.qs + 32 * j), high = load16(b.qs + 32 * j + 16);
+            store16(codes + 64 * j, (low & nibble) | (top_low & bit) << 4);
+            store16(codes + 64 * j + 16, (high & nibble) | (top_high & bit) << 4);
+            store16(codes + 64 * j + 32, (low >> 4) | (top_low >> 1 & bit) << 4);
+            store16(codes + 64 * j + 48, (high >> 4) | (top_high >> 1 & bit) << 4);
+            top_low >>= 2;
+            top_high >>= 2;
+        }
+        const float d = half(b.d), dmin = half(b.dmin);
+        for (size_t j = 0; j < 8; ++j) {
+            uint8_t s, m;
+            scale_min_k4(j, b.scales, s, m);
+            scale[j] = d * static_cast<float>(s);
+            minimum[j] = -(dmin * static_cast<float>(m));
+        }
+    }
+};
+
+struct CodecQ6_K {
+    using Block = BlockQ6_K;
+    static constexpr size_t kBlock = 256, kSub = 16;
+    static constexpr int kOffset = 32;
+    static constexpr bool kMin = false;
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes, float* scale, float*) {
+        const U8x16 nibble = splat16(15), top = splat16(0x30), bias = splat16(Bias - 32);
+        for (int part = 0; part < 4; ++part) {  // halves of 128, each in two columns of 16
+            const uint8_t* ql = b.ql + 64 * (part / 2) + 16 * (part % 2);
+            const U8x16 a = load16(ql), c = load16(ql + 32), h = load16(b.qh + 32 * (part / 2) + 16 * (part % 2));
+            int8_t* to = codes + 128 * (part / 2) + 16 * (part % 2);
+            store16(to, ((a & nibble) | (h << 4 & top)) + bias);
+            store16(to + 32, ((c & nibble) | (h << 2 & top)) + bias);
+            store16(to + 64, ((a >> 4) | (h & top)) + bias);
+            store16(to + 96, ((c >> 4) | (h >> 2 & top)) + bias);
+        }
+        const float d = half(b.d);
+        for (int i = 0; i < 16; ++i) scale[i] = d * static_cast<float>(b.scales[i]);
+    }
+};
+
+}  // namespace
+}  // namespace hetrun::cpu

@@ -1,0 +1,158 @@
+// Quantising, norms and elementwise functions of one row.
+#pragma once
+
+namespace hetrun::cpu {
+namespace {
+
+inline Vf splat(float x) { return Vf{} + x; }
+inline Vi splat_int(int32_t x) { return Vi{} + x; }
+inline Vf as_floats(Vi v) { return reinterpret_cast<Vf>(v); }
+inline Vi as_ints(Vf v) { return reinterpret_cast<Vi>(v); }
+
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
+
+// To the 11 significant bits of a half, with the range of a float.
+inline float rounded_half(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    const uint32_t rounded = (bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu;
+    bits = (bits & 0x7fffffffu) > 0x7f800000u ? bits : rounded;  // a NaN stays one
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+void prepare_int8(const float* x, const PreparedLayout& layout, uint8_t* out) {
+    int8_t* codes = reinterpret_cast<int8_t*>(out);
+    float* scales = reinterpret_cast<float*>(out + layout.scale);
+    float* sums32 = reinterpret_cast<float*>(out + layout.sum32);
+    float* half_sums32 = reinterpret_cast<float*>(out + layout.half_sum32);
+    float* sums16 = reinterpret_cast<float*>(out + layout.sum16);
+    const size_t n_blocks = layout.n / 32;
+    for (size_t b = 0; b < n_blocks; ++b) {
+        const float* from = x + 32 * b;
+        // Magnitudes compare as integers, where NaN and infinity are the largest and none gets lost.
+        int32_t largest = 0;
+        for (int i = 0; i < 32; ++i) {
+            int32_t bits;
+            std::memcpy(&bits, from + i, 4);
+            bits &= 0x7fffffff;
+            largest = bits > largest ? bits : largest;
+        }
+        float magnitude;
+        std::memcpy(&magnitude, &largest, 4);
+        float scale = magnitude / 127.0f, inverse = 127.0f / magnitude;
+        if (largest >= 0x7f800000) {
+            scale = __builtin_nanf("");
+            inverse = 0.0f;
+        } else if (magnitude < 1e-35f) {  // the inverse would overflow
+            scale = inverse = 0.0f;
+        }
+        int32_t q[32];
+        for (int i = 0; i < 32; ++i) {
+            const float rounded = from[i] * inverse + kRound;
+            std::memcpy(q + i, &rounded, 4);
+            q[i] -= 0x4b400000;
+        }
+        if (inverse == 0.0f) std::memset(q, 0, sizeof q);
+        int32_t sum[2] = {0, 0};
+        for (int half_block = 0; half_block < 2; ++half_block) {
+            for (int i = 0; i < 16; ++i) {
+                codes[32 * b + 16 * half_block + i] = static_cast<int8_t>(q[16 * half_block + i]);
+                sum[half_block] += q[16 * half_block + i];
+            }
+        }
+        half_sums32[b] = rounded_half(scale * static_cast<float>(sum[0] + sum[1]));
+        scale = rounded_half(scale);
+        scales[b] = scale;
+        sums32[b] = scale * static_cast<float>(sum[0] + sum[1]);
+        sums16[2 * b] = scale * static_cast<float>(sum[0]);
+        sums16[2 * b + 1] = scale * static_cast<float>(sum[1]);
+    }
+    for (size_t b = n_blocks; b < round_up(n_blocks, 16); ++b) {
+        scales[b] = sums32[b] = half_sums32[b] = sums16[2 * b] = sums16[2 * b + 1] = 0.0f;
+    }
+}
+
+void rms_norm(const float* x, const float* weight, size_t n, float eps, float* out) {
+    double lanes[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t l = 0; l < 8; ++l) lanes[l] += static_cast<double>(x[i + l]) * static_cast<double>(x[i + l]);
+    for (; i < n; ++i) lanes[0] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    double sum = 0;
+    for (size_t l = 0; l < 8; ++l) sum += lanes[l];
+    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(sum / static_cast<double>(n)) + eps);
+    for (i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+// exp to about 2 ulp: 2^k * p(r), |r| <= ln 2 / 2. NaN stays NaN.
+inline Vf exponential(Vf x) {
+    const Vf low = splat(-87.0f), high = splat(88.5f);
+    const Vf bounded = x < low ? low : x > high ? high : x;
+    const Vf shifted = bounded * splat(1.44269504f) + splat(kRound);
+    const Vf k = shifted - splat(kRound);
+    const Vf r = (bounded - k * splat(0.693145752f)) - k * splat(1.42860677e-6f);
+    Vf p = splat(1.0f / 5040.0f);
+    p = p * r + splat(1.0f / 720.0f);
+    p = p * r + splat(1.0f / 120.0f);
+    p = p * r + splat(1.0f / 24.0f);
+    p = p * r + splat(1.0f / 6.0f);
+    p = p * r + splat(0.5f);
+    p = p * r + splat(1.0f);
+    p = p * r + splat(1.0f);
+    const Vf power = as_floats((as_ints(shifted) - splat_int(0x4b400000 - 127)) << 23);
+    const Vf result = p * power;
+    return x < low ? Vf{} : x > splat(88.7f) ? splat(__builtin_inff()) : result;
+}
+
+// tanh: by exp, and by its series where exp would cancel.
+inline Vf hyperbolic_tangent(Vf x) {
+    const Vf by_exp = splat(1.0f) - splat(2.0f) / (exponential(x + x) + splat(1.0f));
+    const Vf s = x * x;
+    const Vf series = x * (splat(1.0f) + s * (splat(-1.0f / 3) + s * (splat(2.0f / 15) + s * splat(-17.0f / 315))));
+    return (s < splat(0.0225f)) ? series : by_exp;
+}
+
+inline Vf silu(Vf x) { return x / (splat(1.0f) + exponential(-x)); }
+
+inline Vf gelu(Vf x) {
+    const Vf inner = splat(0.7978845608f) * x * (splat(1.0f) + splat(0.044715f) * x * x);
+    return splat(0.5f) * x * (splat(1.0f) + hyperbolic_tangent(inner));
+}
+
+// Applies f to n elements; the last ones pass through a padded vector, so that each has the same arithmetic.
+template <class F>
+inline void each(const float* a, const float* b, size_t n, float* out, F f) {
+    size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store_floats(out + i, f(load_floats(a + i), load_floats(b + i)));
+    if (i < n) {
+        float x[kLanes] = {}, y[kLanes] = {};
+        std::memcpy(x, a + i, (n - i) * sizeof(float));
+        std::memcpy(y, b + i, (n - i) * sizeof(float));
+        store_floats(x, f(load_floats(x), load_floats(y)));
+        std::memcpy(out + i, x, (n - i) * sizeof(float));
+    }
+}
+
+void gated(uint32_t function, const float* gate, const float* up, size_t n, float* out) {
+    if (function == 0) {
+        each(gate, up, n, out, [](Vf g, Vf u) { return silu(g) * u; });
+    } else {
+        each(gate, up, n, out, [](Vf g, Vf u) { return gelu(g) * u; });
+    }
+}
+
+void add(const float* a, const float* b, size_t n, float* out) {
+    each(a, b, n, out, [](Vf x, Vf y) { return x + y; });
+}
+
+void scale(const float* x, float factor, size_t n, float* out) {
+    each(x, x, n, out, [factor](Vf v, Vf) { return v * splat(factor); });
+}
+
+void soft_cap(const float* x, float cap, size_t n, float* out) {
+    each(x, x, n, out, [cap](Vf v, Vf) { return splat(cap) * hyperbolic_tangent(v / splat(cap)); });
+}
+
+}  // namespace
+}  // namespace hetrun::cpu

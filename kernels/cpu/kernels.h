@@ -1,0 +1,142 @@
+// The table of inner kernels: one per instruction set, chosen once when a device is opened.
+//
+// Every kernel computes a row (or a row and a token) with an order of operations that depends on the shapes of that row alone,
+// never on how many rows or tokens a call covers: so results do not depend on threads, and a prefill equals single steps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hetrun::cpu {
+
+inline size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+
+// A row of activations as the matmul kernels want it, at byte offsets from the start of the row.
+// int8: blocks of 32 codes in [-127, 127], x = scale * code; sum32 and sum16 hold scale * (sum of 32 or 16 codes).
+// Scales have the 11 significant bits that llama.cpp gives them (a half's, but with float's range). half_sum32 is sum32 by the
+// scale before rounding, then rounded, as llama.cpp's Q8_1 has it for Q4_1 and Q5_1: results stay within the noise that its
+// own batch sizes have, which the more exact sums do not (KL 4.0e-3 against 3.7e-3, its own 3.3e-3, on SmolLM2).
+// A block that holds a NaN or an infinity has scale NaN, so that whatever reads it becomes NaN.
+struct PreparedLayout {
+    size_t n = 0;
+    size_t scale = 0, sum32 = 0, half_sum32 = 0, sum16 = 0;
+    size_t floats = 0;
+    size_t stride = 0;
+
+    PreparedLayout() = default;
+    PreparedLayout(size_t width, bool int8, bool kept_float) : n(width) {
+        size_t end = 0;
+        if (int8) {
+            const size_t scale_bytes = round_up(width / 32, 16) * sizeof(float);
+            scale = round_up(width, 64);
+            sum32 = scale + scale_bytes;
+            half_sum32 = sum32 + scale_bytes;
+            sum16 = half_sum32 + scale_bytes;
+            end = sum16 + 2 * scale_bytes;
+        }
+        floats = end;
+        if (kept_float) end += round_up(width, 16) * sizeof(float);
+        stride = end;
+    }
+};
+
+struct MatmulArgs {
+    const uint8_t* weights;  // the first of the rows, raw GGUF blocks
+    size_t row_bytes;
+    size_t n_rows;
+    const uint8_t* prepared;  // the first token
+    const PreparedLayout* layout;
+    size_t n_tokens;
+    float* out;  // [n_tokens, out_stride]
+    size_t out_stride;
+    uint8_t* scratch;  // matmul_scratch_bytes, 64-byte aligned
+};
+
+// Rows decoded at a time: more where many tokens share them.
+constexpr size_t kDecodedRows = 16;
+
+inline size_t matmul_scratch_bytes(size_t n) {
+    const size_t codes = round_up(n, 64) + 2 * round_up(n / 16, 16) * sizeof(float);
+    const size_t floats = round_up(n, 16) * sizeof(float);
+    const size_t halves = 2 * round_up(n / 32, 16) * sizeof(uint16_t);
+    return kDecodedRows * ((codes > floats ? codes : floats) + halves);
+}
+
+enum class KvFormat : uint32_t { F32 = 0, F16 = 1, Q8_0 = 2 };
+
+// Bytes of the keys (or values) of one head and token.
+inline size_t kv_row_bytes(KvFormat format, size_t head_dim) {
+    switch (format) {
+        case KvFormat::F32: return head_dim * 4;
+        case KvFormat::F16: return head_dim * 2;
+        default: return head_dim / 32 * 34;
+    }
+}
+
+// Cells in order of position.
+struct CellRun {
+    size_t first, count;
+};
+
+struct AttendArgs {
+    KvFormat format;
+    const uint8_t* keys;    // [cells, head_dim] of one slot and KV head
+    const uint8_t* values;  // the same
+    const CellRun* runs;
+    size_t n_runs;
+    size_t head_dim;
+    size_t n_heads;       // query heads that share the keys
+    float* q;             // [n_heads, head_dim rounded up to 16], the rest zero; the kernel may round it
+    float* out;           // [n_heads, head_dim]
+    float scale, soft_cap;
+    float* scores;  // [n_heads, visible keys rounded up to 16]
+    float* tile;    // attend_tile_floats
+};
+
+constexpr size_t kAttendTile = 16;
+inline size_t attend_tile_floats(size_t head_dim, size_t n_heads) {
+    return (kAttendTile + n_heads) * round_up(head_dim, 16);
+}
+
+// Rows of weights decoded to int8, as the dot products of an instruction set take them.
+struct Decoded {
+    int8_t* codes;
+    float* scales;  // of each sub-block of 16 or 32, zeros up to a multiple of 16
+    float* minima;  // the same, where the type has them
+    size_t code_stride, scale_stride;
+};
+
+constexpr size_t kTypes = 31;
+
+struct Kernels {
+    void (*matmul[kTypes])(const MatmulArgs&);                         // by GGUF type, null where there is none
+    void (*dequantize[kTypes])(const uint8_t*, size_t n, float* out);  // one row
+    void (*prepare_int8)(const float* x, const PreparedLayout&, uint8_t* out);
+    void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* out);
+    void (*gated)(uint32_t function, const float* gate, const float* up, size_t n, float* out);
+    void (*add)(const float* a, const float* b, size_t n, float* out);
+    void (*scale)(const float* x, float factor, size_t n, float* out);
+    void (*soft_cap)(const float* x, float cap, size_t n, float* out);
+    void (*kv_store)(KvFormat, const float* x, size_t head_dim, uint8_t* out);
+    void (*attend)(const AttendArgs&);
+};
+
+// Rotates one head. half: pairs (i, i + n_pairs), else (2i, 2i + 1). `out` may be `x`.
+inline void rope_head(const float* x, const float* cosines, const float* sines, size_t head_dim, size_t n_pairs, bool half,
+                      float* out) {
+    const size_t step = half ? 1 : 2, apart = half ? n_pairs : 1;
+    for (size_t i = 0; i < n_pairs; ++i) {
+        const float a = x[i * step], b = x[i * step + apart];
+        out[i * step] = a * cosines[i] - b * sines[i];
+        out[i * step + apart] = a * sines[i] + b * cosines[i];
+    }
+    if (out != x) {
+        for (size_t i = 2 * n_pairs; i < head_dim; ++i) out[i] = x[i];
+    }
+}
+
+// Kernels of a hetrun_isa, or null where the library has none. Whether the machine can run them: isa_mask().
+const Kernels* kernels_of(int isa);
+uint32_t isa_mask();
+
+}  // namespace hetrun::cpu

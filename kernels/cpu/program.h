@@ -1,0 +1,111 @@
+// A segment's steps with every name resolved and checked once, so that a run follows pointers only.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "hetrun_cpu.h"
+#include "kernels.h"
+#include "memory.h"
+#include "pool.h"
+#include "state.h"
+
+namespace hetrun::cpu {
+
+struct Device {
+    const Kernels* kernels = nullptr;
+    std::unique_ptr<Pool> pool;
+    int64_t pid = 0;  // of the process that started the pool's threads
+    bool count = false;
+
+    int start(uint32_t n_threads);
+};
+
+struct Value {
+    uint8_t* data;
+    size_t width;
+    bool outputs;
+    PreparedLayout prepared;  // of the scratch of a PREPARE
+
+    float* row(size_t i) const { return reinterpret_cast<float*>(data) + i * width; }
+};
+
+struct WeightView {
+    const uint8_t* data;
+    size_t row_bytes, n_rows, n_columns;
+    uint32_t type;
+    const float* floats = nullptr;  // of a vector
+
+    const uint8_t* row(size_t i) const { return data + i * row_bytes; }
+};
+
+struct RopeTable {
+    float* data;  // [max_tokens, 2 * n_pairs]
+    const double* frequencies;
+    size_t n_pairs;
+    float magnitude;
+
+    const float* cosines(size_t token) const { return data + token * 2 * n_pairs; }
+    const float* sines(size_t token) const { return cosines(token) + n_pairs; }
+};
+
+struct Step {
+    uint32_t kind, flags, function;
+    const Value* in[2];
+    const Value* out;
+    const WeightView* weight[2];
+    const float* bias[2];
+    State* state;
+    const RopeTable* rope;
+    size_t head_dim;
+    float f0, f1;
+};
+
+// What each thread has for itself, at byte offsets from the start of its part of the scratch.
+struct ScratchLayout {
+    size_t prepared, matmul, tile, row, queries, scores, attend, stride;
+};
+
+// So few rows are prepared by every thread for itself, which costs less than a barrier.
+constexpr size_t kPrivateRows = 2;
+// Rows of a matmul between two looks at its epilogue.
+constexpr size_t kGroupRows = 16, kGroupRowsFew = 64;
+
+inline size_t group_rows(size_t n_tokens) { return n_tokens <= 4 ? kGroupRowsFew : kGroupRows; }
+
+class Program {
+public:
+    Program(Device& device, const hetrun_program_spec& spec) : device_(device), spec_(spec) {}
+
+    int build(uint64_t& detail);  // a hetrun_status
+    int run(const hetrun_batch& batch, hetrun_report& report);
+
+private:
+    friend class Run;
+
+    int resolve_tables();
+    int resolve_step(const hetrun_step& raw, Step& step);
+    int vector_of(int32_t index, size_t width, const float*& out);
+    int allocate_scratch();
+    int check(const hetrun_batch& batch, uint64_t& detail);
+
+    Device& device_;
+    hetrun_program_spec spec_;  // only its numbers after build
+    std::vector<Step> steps_;
+    std::vector<Value> values_;
+    std::vector<WeightView> weights_;
+    std::vector<std::vector<float>> vectors_;  // copies of vectors that are not aligned float32
+    std::vector<RopeTable> ropes_;
+    std::vector<double> frequencies_;
+    std::vector<State*> states_;
+    Memory arena_, scratch_;
+    ScratchLayout layout_{};
+    Pool::Record record_;
+    size_t n_vocab_ = 0;  // of the smallest embedding, or 0
+    struct Chunk {
+        int64_t first, count;
+    };
+    std::vector<Chunk> chunks_;  // of each slot in the batch being checked
+};
+
+}  // namespace hetrun::cpu

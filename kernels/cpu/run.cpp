@@ -1,0 +1,339 @@
+// Runs the steps of a program on one batch: every thread walks the table and does its share of each step.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "program.h"
+
+namespace hetrun::cpu {
+
+namespace {
+
+struct Range {
+    size_t begin, end;
+};
+
+double now_s() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+class Run {
+public:
+    Run(Program& program, const hetrun_batch& batch, hetrun_report& report)
+        : p_(program), k_(*program.device_.kernels), pool_(*program.device_.pool), batch_(batch), report_(report) {}
+
+    static void entry(void* self, uint32_t thread) { static_cast<Run*>(self)->walk(thread); }
+
+private:
+    void walk(uint32_t thread);
+    void execute(const Step& s, uint32_t thread);
+    void embed(const Step& s, uint32_t thread);
+    void rope_table(const Step& s, uint32_t thread);
+    void prepare(const Step& s, uint32_t thread);
+    void matmul(const Step& s, uint32_t thread);
+    void norm(const Step& s, uint32_t thread);
+    void rope(const Step& s, uint32_t thread);
+    void kv_store(const Step& s, uint32_t thread);
+    void attend(const Step& s, uint32_t thread);
+    void attend_heads(const Step& s, uint32_t thread, size_t token, size_t first_head, size_t n_heads);
+    void elementwise(const Step& s, uint32_t thread);
+    void select(const Step& s, uint32_t thread);
+
+    size_t rows(const Value& v) const { return static_cast<size_t>(v.outputs ? batch_.n_outputs : batch_.n_tokens); }
+    uint8_t* scratch(uint32_t thread, size_t offset) const {
+        return p_.scratch_.data() + thread * p_.layout_.stride + offset;
+    }
+    // The thread's share of n items, in whole units.
+    Range share(size_t n, uint32_t thread, size_t unit = 1) const {
+        const size_t units = (n + unit - 1) / unit, threads = pool_.active();
+        return {std::min(n, units * thread / threads * unit), std::min(n, units * (thread + 1) / threads * unit)};
+    }
+
+    Program& p_;
+    const Kernels& k_;
+    Pool& pool_;
+    const hetrun_batch& batch_;
+    hetrun_report& report_;
+    friend class Program;
+};
+
+void Run::walk(uint32_t thread) {
+    const bool counting = p_.device_.count && thread == 0;
+    double before = counting ? now_s() : 0.0;
+    bool shared = false;  // the last PREPARE was shared out
+    for (const Step& s : p_.steps_) {
+        if ((s.flags & HETRUN_BARRIER) || (shared && (s.flags & HETRUN_BARRIER_IF_SHARED))) pool_.barrier(thread);
+        execute(s, thread);
+        if (s.kind == HETRUN_PREPARE) shared = rows(*s.in[0]) > kPrivateRows;
+        if (counting) {
+            const double after = now_s();
+            report_.step_s[s.kind] += after - before;
+            before = after;
+        }
+    }
+}
+
+void Run::execute(const Step& s, uint32_t thread) {
+    switch (s.kind) {
+        case HETRUN_EMBED: return embed(s, thread);
+        case HETRUN_ROPE_TABLE: return rope_table(s, thread);
+        case HETRUN_PREPARE: return prepare(s, thread);
+        case HETRUN_MATMUL: return matmul(s, thread);
+        case HETRUN_NORM: return norm(s, thread);
+        case HETRUN_ROPE: return rope(s, thread);
+        case HETRUN_KV_STORE: return kv_store(s, thread);
+        case HETRUN_ATTEND: return attend(s, thread);
+        case HETRUN_SELECT: return select(s, thread);
+        default: return elementwise(s, thread);
+    }
+}
+
+void Run::embed(const Step& s, uint32_t thread) {
+    const WeightView& w = *s.weight[0];
+    const Range r = share(rows(*s.out), thread);
+    for (size_t t = r.begin; t < r.end; ++t)
+        k_.dequantize[w.type](w.row(static_cast<size_t>(batch_.tokens[t])), w.n_columns, s.out->row(t));
+}
+
+void Run::rope_table(const Step& s, uint32_t thread) {
+    const RopeTable& table = *s.rope;
+    const Range r = share(static_cast<size_t>(batch_.n_tokens), thread);
+    for (size_t t = r.begin; t < r.end; ++t) {
+        float* cosines = table.data + t * 2 * table.n_pairs;
+        float* sines = cosines + table.n_pairs;
+        for (size_t i = 0; i < table.n_pairs; ++i) {
+            const double angle = static_cast<double>(batch_.positions[t]) * table.frequencies[i];
+            cosines[i] = static_cast<float>(std::cos(angle)) * table.magnitude;
+            sines[i] = static_cast<float>(std::sin(angle)) * table.magnitude;
+        }
+    }
+}
+
+void Run::prepare(const Step& s, uint32_t thread) {
+    const Value& x = *s.in[0];
+    const PreparedLayout& layout = s.out->prepared;
+    const size_t n_rows = rows(x);
+    const bool alone = n_rows <= kPrivateRows;
+    uint8_t* base = alone ? scratch(thread, p_.layout_.prepared) : s.out->data;
+    float* normed = reinterpret_cast<float*>(scratch(thread, p_.layout_.row));
+    const Range r = alone ? Range{0, n_rows} : share(n_rows, thread);
+    for (size_t t = r.begin; t < r.end; ++t) {
+        uint8_t* out = base + t * layout.stride;
+        const float* from = x.row(t);
+        if (s.weight[0]) {
+            k_.rms_norm(from, s.weight[0]->floats, x.width, s.f0, normed);
+            from = normed;
+        }
+        if (s.flags & HETRUN_PREPARE_INT8) k_.prepare_int8(from, layout, out);
+        if (s.flags & HETRUN_PREPARE_FLOAT) {
+            float* floats = reinterpret_cast<float*>(out + layout.floats);
+            std::memcpy(floats, from, x.width * sizeof(float));
+            for (size_t i = x.width; i < round_up(x.width, 16); ++i) floats[i] = 0.0f;
+        }
+    }
+}
+
+void Run::matmul(const Step& s, uint32_t thread) {
+    const size_t n_tokens = rows(*s.out);
+    if (n_tokens == 0) return;
+    const bool alone = n_tokens <= kPrivateRows;
+    const size_t group = group_rows(n_tokens);
+    const size_t n_out = s.out->width;
+    float* tiles[2] = {reinterpret_cast<float*>(scratch(thread, p_.layout_.tile)), nullptr};
+    tiles[1] = tiles[0] + group * n_tokens;
+
+    MatmulArgs m{};
+    m.prepared = alone ? scratch(thread, p_.layout_.prepared) : s.in[0]->data;
+    m.layout = &s.in[0]->prepared;
+    m.n_tokens = n_tokens;
+    m.scratch = scratch(thread, p_.layout_.matmul);
+
+    const Range r = share(n_out, thread, 4);
+    for (size_t first = r.begin; first < r.end; first += group) {
+        m.n_rows = std::min(group, r.end - first);
+        const bool plain = !s.weight[1] && !s.bias[0] && !s.in[1];
+        for (int i = 0; i < 2 && s.weight[i]; ++i) {
+            const WeightView& w = *s.weight[i];
+            m.weights = w.row(first);
+            m.row_bytes = w.row_bytes;
+            m.out = plain ? s.out->row(0) + first : tiles[i];
+            m.out_stride = plain ? n_out : group;
+            k_.matmul[w.type](m);
+            if (s.bias[i]) {
+                for (size_t t = 0; t < n_tokens; ++t)
+                    k_.add(tiles[i] + t * group, s.bias[i] + first, m.n_rows, tiles[i] + t * group);
+            }
+        }
+        if (plain) continue;
+        for (size_t t = 0; t < n_tokens; ++t) {
+            float* out = s.out->row(t) + first;
+            const float* tile = tiles[0] + t * group;
+            if (s.weight[1]) {
+                k_.gated(s.function, tile, tiles[1] + t * group, m.n_rows, out);
+            } else if (s.in[1]) {
+                k_.add(s.in[1]->row(t) + first, tile, m.n_rows, out);
+            } else {
+                std::memcpy(out, tile, m.n_rows * sizeof(float));
+            }
+        }
+    }
+}
+
+void Run::norm(const Step& s, uint32_t thread) {
+    const size_t width = s.weight[0]->n_columns, groups = s.out->width / width;
+    const Range r = share(rows(*s.out) * groups, thread);
+    for (size_t i = r.begin; i < r.end; ++i)
+        k_.rms_norm(s.in[0]->row(0) + i * width, s.weight[0]->floats, width, s.f0, s.out->row(0) + i * width);
+}
+
+void Run::rope(const Step& s, uint32_t thread) {
+    const size_t heads = s.out->width / s.head_dim;
+    const Range r = share(rows(*s.out) * heads, thread);
+    for (size_t i = r.begin; i < r.end; ++i)
+        rope_head(s.in[0]->row(0) + i * s.head_dim, s.rope->cosines(i / heads), s.rope->sines(i / heads), s.head_dim,
+                  s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, s.out->row(0) + i * s.head_dim);
+}
+
+void Run::kv_store(const Step& s, uint32_t thread) {
+    State& state = *s.state;
+    const size_t heads = static_cast<size_t>(state.spec().n_heads), dim = static_cast<size_t>(state.spec().head_dim);
+    float* rotated = reinterpret_cast<float*>(scratch(thread, p_.layout_.row));
+    const Range r = share(rows(*s.in[0]) * heads, thread);
+    for (size_t i = r.begin; i < r.end; ++i) {
+        const size_t t = i / heads, head = i % heads;
+        const size_t slot = static_cast<size_t>(batch_.slots[t]);
+        const size_t at = state.cell(static_cast<size_t>(batch_.positions[t])) * state.row_bytes();
+        const float* key = s.in[0]->row(0) + i * dim;
+        if (s.rope) {
+            rope_head(key, s.rope->cosines(t), s.rope->sines(t), dim, s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, rotated);
+            key = rotated;
+        }
+        k_.kv_store(state.format(), key, dim, state.keys(slot, head) + at);
+        k_.kv_store(state.format(), s.in[1]->row(0) + i * dim, dim, state.values(slot, head) + at);
+    }
+}
+
+void Run::attend(const Step& s, uint32_t thread) {
+    const size_t kv_heads = static_cast<size_t>(s.state->spec().n_heads), dim = static_cast<size_t>(s.state->spec().head_dim);
+    const size_t heads = s.in[0]->width / dim, n_tokens = rows(*s.in[0]);
+    // Heads that share keys read them once, unless that leaves threads idle. Threads take turns: later tokens see more.
+    const size_t together = n_tokens * kv_heads >= 4 * pool_.active() ? heads / kv_heads : 1;
+    for (size_t i = thread; i < n_tokens * heads / together; i += pool_.active())
+        attend_heads(s, thread, i % n_tokens, i / n_tokens * together, together);
+}
+
+void Run::attend_heads(const Step& s, uint32_t thread, size_t token, size_t first_head, size_t n_heads) {
+    State& state = *s.state;
+    const size_t dim = static_cast<size_t>(state.spec().head_dim), padded = round_up(dim, 16);
+    const size_t slot = static_cast<size_t>(batch_.slots[token]);
+    const size_t kv_head = first_head / (s.in[0]->width / dim / static_cast<size_t>(state.spec().n_heads));
+    float* queries = reinterpret_cast<float*>(scratch(thread, p_.layout_.queries));
+    for (size_t h = 0; h < n_heads; ++h) {
+        const float* q = s.in[0]->row(token) + (first_head + h) * dim;
+        float* to = queries + h * padded;
+        if (s.rope) {
+            rope_head(q, s.rope->cosines(token), s.rope->sines(token), dim, s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, to);
+        } else {
+            std::memcpy(to, q, dim * sizeof(float));
+        }
+        for (size_t i = dim; i < padded; ++i) to[i] = 0.0f;
+    }
+    CellRun runs[3];
+    AttendArgs a{};
+    a.format = state.format();
+    a.keys = state.keys(slot, kv_head);
+    a.values = state.values(slot, kv_head);
+    a.runs = runs;
+    a.n_runs = state.visible(static_cast<size_t>(batch_.positions[token]), runs);
+    a.head_dim = dim;
+    a.n_heads = n_heads;
+    a.q = queries;
+    a.out = s.out->row(token) + first_head * dim;
+    a.scale = s.f0;
+    a.soft_cap = s.f1;
+    a.scores = reinterpret_cast<float*>(scratch(thread, p_.layout_.scores));
+    a.tile = reinterpret_cast<float*>(scratch(thread, p_.layout_.attend));
+    k_.attend(a);
+}
+
+void Run::elementwise(const Step& s, uint32_t thread) {
+    const size_t width = s.out->width;
+    const Range r = share(rows(*s.out) * width, thread, 64);
+    const float* a = s.in[0]->row(0);
+    float* out = s.out->row(0);
+    if (s.kind == HETRUN_BIAS) {
+        const Range whole = share(rows(*s.out), thread);
+        for (size_t t = whole.begin; t < whole.end; ++t) k_.add(a + t * width, s.bias[0], width, out + t * width);
+        return;
+    }
+    const size_t n = r.end - r.begin;
+    a += r.begin;
+    out += r.begin;
+    switch (s.kind) {
+        case HETRUN_GATED: return k_.gated(s.function, a, s.in[1]->row(0) + r.begin, n, out);
+        case HETRUN_ADD: return k_.add(a, s.in[1]->row(0) + r.begin, n, out);
+        case HETRUN_SCALE: return k_.scale(a, s.f0, n, out);
+        default: return k_.soft_cap(a, s.f0, n, out);
+    }
+}
+
+void Run::select(const Step& s, uint32_t thread) {
+    const Range r = share(rows(*s.out), thread);
+    for (size_t i = r.begin; i < r.end; ++i)
+        std::memcpy(s.out->row(i), s.in[0]->row(static_cast<size_t>(batch_.outputs[i])), s.out->width * sizeof(float));
+}
+
+int Program::check(const hetrun_batch& batch, uint64_t& detail) {
+    detail = 0;
+    if (batch.n_tokens > spec_.max_tokens || batch.n_outputs > spec_.max_outputs) return HETRUN_TOO_MANY_ROWS;
+    std::fill(chunks_.begin(), chunks_.end(), Chunk{0, 0});
+    for (size_t t = 0; t < batch.n_tokens; ++t) {
+        detail = t;
+        const int64_t token = batch.tokens[t], position = batch.positions[t], slot = batch.slots[t];
+        if (token < 0 || (n_vocab_ != 0 && static_cast<uint64_t>(token) >= n_vocab_)) return HETRUN_BAD_TOKEN;
+        if (position < 0) return HETRUN_BAD_POSITION;
+        if (slot < 0) return HETRUN_BAD_SLOT;
+        for (const State* state : states_) {
+            if (static_cast<uint64_t>(slot) >= state->spec().n_slots) return HETRUN_BAD_SLOT;
+            if (static_cast<uint64_t>(position) >= state->spec().n_ctx) return HETRUN_BAD_POSITION;
+        }
+        if (states_.empty()) continue;
+        Chunk& chunk = chunks_[static_cast<size_t>(slot)];
+        if (chunk.count == 0) chunk.first = position;
+        if (position != chunk.first + chunk.count) return HETRUN_BAD_POSITION;
+        ++chunk.count;
+        for (const State* state : states_) {
+            if (state->ring() && static_cast<uint64_t>(chunk.count) > state->spec().slack + 1) return HETRUN_CHUNK_TOO_LONG;
+        }
+    }
+    for (size_t i = 0; i < batch.n_outputs; ++i) {
+        detail = i;
+        const int64_t output = batch.outputs[i];
+        if (output < 0 || static_cast<uint64_t>(output) >= batch.n_tokens || (i > 0 && output <= batch.outputs[i - 1]))
+            return HETRUN_BAD_OUTPUT;
+    }
+    return HETRUN_OK;
+}
+
+int Program::run(const hetrun_batch& batch, hetrun_report& report) {
+    const double before = now_s();
+    report = hetrun_report{};
+    if (const int status = check(batch, report.detail)) return status;
+    if (device_.pid != getpid()) {
+        // A fork has left the workers behind: the child starts its own, and must not join those.
+        const uint32_t n_threads = device_.pool->size();
+        static_cast<void>(device_.pool.release());
+        if (const int status = device_.start(n_threads)) return status;
+    }
+    Run run(*this, batch, report);
+    device_.pool->run(Run::entry, &run, record_);
+    report.seconds = now_s() - before;
+    return HETRUN_OK;
+}
+
+}  // namespace hetrun::cpu

@@ -1,0 +1,326 @@
+"""The open cpu device: threads, buffers, KV states, loaded programs."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+import weakref
+from collections.abc import Mapping, Sequence
+
+from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State
+from hetrun.errors import AllocationError, DeviceError
+from hetrun.ops import KvSpec
+from hetrun_cpu import native
+from hetrun_cpu.program import CpuProgram
+from hetrun_cpu.steps import KV_FORMATS, Kind, pack
+
+BASIS = "measured:cpu"
+
+
+class HostBuffer:
+    """Memory of the host, zeroed. It goes back to the system once it is closed and nobody holds a view of it."""
+
+    def __init__(self, device_id: str, nbytes: int) -> None:
+        self._subject = f"{device_id}: a buffer of {nbytes} bytes"
+        self._nbytes = nbytes
+        if nbytes < 0:
+            raise AllocationError(f"{self._subject} cannot be")
+        try:
+            memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError, MemoryError) as error:
+            raise AllocationError(
+                f"{self._subject}: no memory left", remedy="use a shorter context or batch"
+            ) from error
+        self._view: memoryview | None = memoryview(memory)[:nbytes]
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def _open_view(self) -> memoryview:
+        if self._view is None:
+            raise DeviceError(f"{self._subject} is closed")
+        return self._view
+
+    def write(self, data: memoryview, offset: int = 0) -> None:
+        source = memoryview(data).cast("B")
+        self._slice(offset, source.nbytes)[:] = source
+
+    def read(self, out: memoryview, offset: int = 0) -> None:
+        target = memoryview(out).cast("B")
+        target[:] = self._slice(offset, target.nbytes)
+
+    def _slice(self, offset: int, nbytes: int) -> memoryview:
+        view = self._open_view()
+        if offset < 0 or offset + nbytes > self._nbytes:
+            raise ValueError(f"{self._subject}: bytes {offset} to {offset + nbytes} are beyond its end")
+        return view[offset : offset + nbytes]
+
+    def host_view(self) -> memoryview:
+        return self._open_view()
+
+    def close(self) -> None:
+        self._view = None
+
+
+class CpuState:
+    """The KV cache of one KvSpec; the native side lays it out and bounds every access."""
+
+    def __init__(self, device_id: str, kv: KvSpec) -> None:
+        self.spec = kv
+        self._subject = f"{device_id}: KV cache {kv.name} of {kv.nbytes} bytes"
+        if kv.format not in KV_FORMATS:
+            raise DeviceError(f"{self._subject}: format {kv.format!r}", remedy=f"choose one of {', '.join(KV_FORMATS)}")
+        numbers = (
+            kv.n_slots, kv.n_ctx, kv.n_cells, kv.n_heads_kv, kv.head_dim,
+            kv.sink, kv.window, kv.slack, KV_FORMATS[kv.format],
+        )  # fmt: skip
+        if max(numbers) >= 1 << 63:
+            raise AllocationError(f"{self._subject}: no memory left", remedy="use a shorter context or fewer sequences")
+        self._handle = ctypes.c_void_p()
+        self.users: weakref.WeakSet[CpuExecutable] = weakref.WeakSet()
+        status = native.library().hetrun_cpu_state_create(
+            (ctypes.c_uint64 * len(numbers))(*numbers), ctypes.byref(self._handle)
+        )
+        native.check(status, self._subject)
+
+    @property
+    def handle(self) -> int:
+        if not self._handle:
+            raise DeviceError(f"{self._subject} is closed")
+        return int(self._handle.value or 0)
+
+    def copy(self, src_slot: int, dst_slot: int, n_tokens: int) -> None:
+        """DeviceError for a slot or a length that the cache does not have."""
+        if min(src_slot, dst_slot, n_tokens) < 0:
+            raise DeviceError(f"{self._subject}: copy({src_slot}, {dst_slot}, {n_tokens})")
+        status = native.library().hetrun_cpu_state_copy(self.handle, src_slot, dst_slot, n_tokens)
+        native.check(status, f"{self._subject}: copy({src_slot}, {dst_slot}, {n_tokens})")
+
+    def close(self) -> None:
+        for executable in list(self.users):
+            executable.close()
+        handle, self._handle = self._handle, ctypes.c_void_p()
+        native.library().hetrun_cpu_state_destroy(handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+
+class _BatchView:
+    """A batch as the library wants it. Batches are immutable, so one view serves all segments of a step."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        vectors = (batch.tokens, batch.positions, batch.slots, batch.outputs)
+        for vector in vectors:
+            if vector.itemsize != 4 or vector.ndim != 1:
+                raise DeviceError(f"a batch must hold int32 vectors, not {vector.format!r} of {vector.ndim} dimensions")
+        if not len(batch.tokens) == len(batch.positions) == len(batch.slots):
+            raise DeviceError("the vectors of a batch differ in length")
+        self._pins = [native.Pinned(v) for v in vectors]
+        self.native = native.Batch(*(p.address for p in self._pins), len(batch.tokens), len(batch.outputs))
+        self.reference = ctypes.byref(self.native)
+
+
+class CpuExecutable:
+    """A program bound to weights, buffers and states. Closing any of those states closes it too."""
+
+    def __init__(
+        self, device: CpuDevice, handle: int, program: CpuProgram, weights: Mapping[str, memoryview], bindings: Bindings
+    ) -> None:
+        self._device: CpuDevice | None = device
+        self._name = program.segment.name
+        self._handle = ctypes.c_void_p()
+        self._pins: list[native.Pinned] = []
+        self._report = native.Report()
+        self._report_reference = ctypes.byref(self._report)
+        try:
+            self._create(handle, program, weights, bindings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self, device: int, program: CpuProgram, weights: Mapping[str, memoryview], bindings: Bindings) -> None:
+        states = [_state(bindings, kv, self._name) for kv in program.states]
+        value_index = {v.name: i for i, v in enumerate(program.values)}
+        weight_index = {w.name: i for i, w in enumerate(program.weights)}
+        state_index = {kv.name: i for i, kv in enumerate(program.states)}
+        handles = (ctypes.c_void_p * max(1, len(states)))(*(s.handle for s in states))
+        frequencies = (ctypes.c_double * max(1, len(program.frequencies)))(*program.frequencies)
+        spec = native.Spec(
+            b"".join(pack(s, value_index, weight_index, state_index) for s in program.steps),
+            b"".join(
+                struct.pack(
+                    "<QQIIQ",
+                    self._address(v.name, v.nbytes, v.offset, bindings),
+                    v.offset or 0,
+                    v.width,
+                    v.outputs,
+                    v.nbytes,
+                )
+                for v in program.values
+            ),
+            b"".join(
+                struct.pack(
+                    "<QQQQII", *self._weight(w.name, w.nbytes, weights), _rows(w.shape), w.shape[-1], w.type.id, 0
+                )
+                for w in program.weights
+            ),
+            b"".join(struct.pack("<QIIfI", r.offset, r.first, r.n_pairs, r.magnitude, 0) for r in program.ropes),
+            frequencies,
+            handles,
+            len(program.steps),
+            len(program.values),
+            len(program.weights),
+            len(program.ropes),
+            len(program.frequencies),
+            len(states),
+            program.segment.max_tokens,
+            program.segment.max_outputs,
+            program.arena_bytes,
+        )
+        detail = ctypes.c_uint64()
+        status = native.library().hetrun_cpu_program_create(
+            device, ctypes.byref(spec), ctypes.byref(detail), ctypes.byref(self._handle)
+        )
+        native.check(status, f"segment {self._name}", detail.value)
+        for state in states:
+            state.users.add(self)
+
+    def _address(self, name: str, nbytes: int, offset: int | None, bindings: Bindings) -> int:
+        if offset is not None:
+            return 0
+        buffer = bindings.values.get(name)
+        view = None if buffer is None else buffer.host_view()
+        if view is None or view.readonly or view.nbytes < nbytes:
+            held = "nothing" if view is None else f"{view.nbytes} {'read-only ' if view.readonly else ''}bytes"
+            raise DeviceError(
+                f"segment {self._name}: value {name} needs {nbytes} writable bytes of the host and has {held}"
+            )
+        return self._pin(view, writable=True).address
+
+    def _weight(self, name: str, nbytes: int, weights: Mapping[str, memoryview]) -> tuple[int, int]:
+        view = weights.get(name)
+        if view is None or view.nbytes != nbytes:
+            held = "nothing" if view is None else f"{view.nbytes} bytes"
+            raise DeviceError(f"segment {self._name}: weight {name} has {nbytes} bytes, but was given {held}")
+        pin = self._pin(view)
+        return pin.address, pin.nbytes
+
+    def _pin(self, view: memoryview, writable: bool = False) -> native.Pinned:
+        pin = native.Pinned(view, writable)
+        self._pins.append(pin)
+        return pin
+
+    def run(self, batch: Batch) -> None:
+        """Runs to the end. DeviceError for a batch that the segment cannot hold; nothing has run then."""
+        device = self._device
+        if device is None:
+            raise DeviceError(f"segment {self._name} is closed")
+        view = device.view_of(batch)
+        status = native.library().hetrun_cpu_run(self._handle, view.reference, self._report_reference)
+        if status:
+            native.check(status, f"segment {self._name}", self._report.detail)
+        device.record(self._name, self._report)
+
+    def close(self) -> None:
+        self._device = None
+        handle, self._handle = self._handle, ctypes.c_void_p()
+        if handle:
+            native.library().hetrun_cpu_program_destroy(handle)
+        for pin in self._pins:
+            pin.close()
+        self._pins.clear()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+
+class CpuDevice:
+    """Threads that run segments one after the other. Not for calls from several threads at a time."""
+
+    def __init__(self, info: DeviceInfo) -> None:
+        self._id = info.id
+        self._handle = ctypes.c_void_p()
+        self._counting = bool(info.model.get("counters", 0.0))
+        self._events: list[RunEvent] = []
+        self._view: _BatchView | None = None
+        self._parts: weakref.WeakSet[HostBuffer | CpuState | CpuExecutable] = weakref.WeakSet()
+        threads, isa = int(info.model["threads"]), int(info.model["isa"])
+        if not 1 <= threads <= 1024:
+            raise DeviceError(f"{info.id}: {threads} threads", remedy="choose from 1 to 1024 threads")
+        status = native.library().hetrun_cpu_device_create(threads, isa, self._counting, ctypes.byref(self._handle))
+        native.check(status, info.id)
+
+    def _open_handle(self) -> int:
+        if not self._handle:
+            raise DeviceError(f"{self._id} is closed")
+        return int(self._handle.value or 0)
+
+    def alloc(self, nbytes: int) -> Buffer:
+        self._open_handle()
+        buffer = HostBuffer(self._id, nbytes)
+        self._parts.add(buffer)
+        return buffer
+
+    def state(self, kv: KvSpec) -> State:
+        self._open_handle()
+        state = CpuState(self._id, kv)
+        self._parts.add(state)
+        return state
+
+    def load(self, program: Program, weights: Mapping[str, memoryview], bindings: Bindings) -> CpuExecutable:
+        """DeviceError where a weight, value or state is missing or of the wrong size."""
+        handle = self._open_handle()
+        if not isinstance(program, CpuProgram):
+            raise DeviceError(f"{self._id}: segment {program.segment.name} was compiled for another device")
+        executable = CpuExecutable(self, handle, program, weights, bindings)
+        self._parts.add(executable)
+        return executable
+
+    def view_of(self, batch: Batch) -> _BatchView:
+        view = self._view
+        if view is None or view.batch is not batch:
+            self._view = view = _BatchView(batch)
+        return view
+
+    def record(self, segment: str, report: native.Report) -> None:
+        counters = {f"{k.name.lower()}_s": report.step_s[k] for k in Kind} if self._counting else {}
+        self._events.append(RunEvent(segment, report.seconds, BASIS, counters))
+
+    def synchronize(self) -> Sequence[RunEvent]:
+        """Runs have ended when `run` returns. counters: seconds by kind of step, on the caller's thread, with waits."""
+        self._open_handle()
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, ctypes.c_void_p()
+        if not handle:
+            return
+        # Programs use states and threads, so they go first.
+        for part in sorted(self._parts, key=lambda p: not isinstance(p, CpuExecutable)):
+            part.close()
+        self._view = None
+        native.library().hetrun_cpu_device_destroy(handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()
+
+
+def _state(bindings: Bindings, kv: KvSpec, segment: str) -> CpuState:
+    state = bindings.states.get(kv.name)
+    if not isinstance(state, CpuState):
+        raise DeviceError(f"segment {segment}: no KV cache {kv.name} of this device is bound")
+    if state.spec != kv:
+        raise DeviceError(f"segment {segment}: KV cache {kv.name} was made for another KvSpec")
+    return state
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return 1 if len(shape) == 1 else shape[0]

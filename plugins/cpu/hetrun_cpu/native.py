@@ -1,0 +1,180 @@
+"""libhetrun_cpu.so by ctypes: loading, prototypes, status codes, and addresses of Python buffers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from typing import Any
+
+from hetrun.errors import AllocationError, DeviceError, HetrunError
+
+ABI = 1
+LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
+ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod")
+STEP_KINDS = 14
+
+
+class Batch(ctypes.Structure):
+    _fields_ = [
+        ("tokens", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("outputs", ctypes.c_void_p),
+        ("n_tokens", ctypes.c_uint64),
+        ("n_outputs", ctypes.c_uint64),
+    ]
+
+
+class Report(ctypes.Structure):
+    _fields_ = [
+        ("seconds", ctypes.c_double),
+        ("step_s", ctypes.c_double * STEP_KINDS),
+        ("detail", ctypes.c_uint64),
+    ]
+
+
+class Spec(ctypes.Structure):
+    _fields_ = [
+        ("steps", ctypes.c_char_p),
+        ("values", ctypes.c_char_p),
+        ("weights", ctypes.c_char_p),
+        ("ropes", ctypes.c_char_p),
+        ("frequencies", ctypes.POINTER(ctypes.c_double)),
+        ("states", ctypes.POINTER(ctypes.c_void_p)),
+        ("n_steps", ctypes.c_uint32),
+        ("n_values", ctypes.c_uint32),
+        ("n_weights", ctypes.c_uint32),
+        ("n_ropes", ctypes.c_uint32),
+        ("n_frequencies", ctypes.c_uint32),
+        ("n_states", ctypes.c_uint32),
+        ("max_tokens", ctypes.c_uint64),
+        ("max_outputs", ctypes.c_uint64),
+        ("arena_bytes", ctypes.c_uint64),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The native library. HetrunError where it is not installed, DeviceError where it does not load or has another ABI.
+
+    HETRUN_CPU_LIBRARY in the environment names another build of it.
+    """
+    path = os.environ.get("HETRUN_CPU_LIBRARY")
+    if path is None:
+        from hetrun.resources import resource_path
+
+        path = str(resource_path(LIBRARY))
+    try:
+        lib = ctypes.CDLL(path)
+        version = lib.hetrun_cpu_abi()
+    except (OSError, AttributeError) as error:
+        raise DeviceError(
+            f"{path} does not load: {error}", remedy="reinstall hetrun, or rebuild it with make"
+        ) from error
+    if version != ABI:
+        raise DeviceError(f"{path} has ABI {version}, this hetrun needs {ABI}", remedy="reinstall hetrun")
+    u32, u64, i32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32
+    pointer, out = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+    prototypes: dict[str, tuple[Any, list[Any]]] = {
+        "hetrun_cpu_isa_mask": (u32, []),
+        "hetrun_cpu_device_create": (i32, [u32, i32, i32, out]),
+        "hetrun_cpu_device_destroy": (None, [pointer]),
+        "hetrun_cpu_state_create": (i32, [ctypes.POINTER(u64), out]),
+        "hetrun_cpu_state_copy": (i32, [pointer, u64, u64, u64]),
+        "hetrun_cpu_state_destroy": (None, [pointer]),
+        "hetrun_cpu_program_create": (i32, [pointer, ctypes.POINTER(Spec), ctypes.POINTER(u64), out]),
+        "hetrun_cpu_program_destroy": (None, [pointer]),
+        "hetrun_cpu_run": (i32, [pointer, ctypes.POINTER(Batch), ctypes.POINTER(Report)]),
+        "hetrun_cpu_quantize": (i32, [pointer, pointer, u64, pointer, pointer]),
+    }
+    for name, (result, arguments) in prototypes.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def isa_names() -> tuple[str, ...]:
+    """Instruction sets that this machine and the library both have, slowest first."""
+    mask = library().hetrun_cpu_isa_mask()
+    return tuple(name for i, name in enumerate(ISA_NAMES) if mask >> i & 1)
+
+
+def library_problem() -> HetrunError | None:
+    """Why the library cannot be used, or None."""
+    try:
+        library()
+    except HetrunError as error:
+        return error
+    return None
+
+
+_NO_MEMORY = 1
+_REASONS = {
+    2: "the system refused to start a thread",
+    3: "this machine lacks the instruction set asked for",
+    4: "step {detail} of the program contradicts itself",
+    5: "more tokens or outputs than the segment was compiled for",
+    6: "token {detail} of the batch has an id outside the vocabulary",
+    7: "token {detail} of the batch has a position that is beyond the context or does not follow its slot's last one",
+    8: "token {detail} of the batch has a slot that the KV cache does not have",
+    9: "output {detail} of the batch does not name a later token than the one before",
+    10: "token {detail} of the batch makes its chunk longer than the slack of the windowed KV cache",
+    11: "an argument is out of range",
+}
+
+
+def check(status: int, subject: str, detail: int = 0) -> None:
+    """Raises what a status of the library means: AllocationError or DeviceError."""
+    if status == 0:
+        return
+    if status == _NO_MEMORY:
+        raise AllocationError(f"{subject}: no memory left", remedy="use a shorter context or fewer sequences")
+    raise DeviceError(f"{subject}: {_REASONS.get(status, f'status {status}').format(detail=detail)}")
+
+
+class _PyBuffer(ctypes.Structure):
+    """Py_buffer of CPython."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int]
+_get_buffer.restype = ctypes.c_int
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
+_release_buffer.restype = None
+_CONTIGUOUS, _WRITABLE = 0, 1  # PyBUF_SIMPLE, PyBUF_WRITABLE
+
+
+class Pinned:
+    """The address of a Python buffer, which stays where it is until `close`. BufferError where it is not contiguous."""
+
+    def __init__(self, view: memoryview, writable: bool = False) -> None:
+        self._buffer = _PyBuffer()
+        self._open = False
+        _get_buffer(view, ctypes.byref(self._buffer), _WRITABLE if writable else _CONTIGUOUS)
+        self._open = True
+        self.address = int(self._buffer.buf or 0)
+        self.nbytes = int(self._buffer.len)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            _release_buffer(ctypes.byref(self._buffer))
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,109 @@
+"""The native step table: kinds, flags and types as `kernels/include/hetrun_cpu.h` numbers them."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+from hetrun.tensor import Weight
+
+
+class Kind(IntEnum):
+    EMBED = 0
+    ROPE_TABLE = 1
+    PREPARE = 2
+    MATMUL = 3
+    NORM = 4
+    ROPE = 5
+    KV_STORE = 6
+    ATTEND = 7
+    GATED = 8
+    ADD = 9
+    BIAS = 10
+    SCALE = 11
+    SOFT_CAP = 12
+    SELECT = 13
+
+
+class Flag(IntFlag):
+    NONE = 0
+    BARRIER = 1
+    BARRIER_IF_SHARED = 2
+    PREPARE_INT8 = 4
+    PREPARE_FLOAT = 8
+    ROPE_HALF = 16
+
+
+FUNCTIONS = {"silu": 0, "gelu": 1}
+KV_FORMATS = {"f32": 0, "f16": 1, "q8_0": 2}
+
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
+QUANTISED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+
+
+def prepared_width(width: int, int8: bool, floats: bool) -> int:
+    """Floats that a row of `width` activations takes once prepared (PreparedLayout in kernels/cpu/kernels.h)."""
+    nbytes = 0
+    if int8:
+        nbytes += _round_up(width, 64) + 5 * 4 * _round_up(width // 32, 16)
+    if floats:
+        nbytes += 4 * _round_up(width, 16)
+    return nbytes // 4
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One native step; values, weights, states and rope tables by name, None where it has none.
+
+    inputs, weights and biases are the pairs of the same names in `struct hetrun_step`.
+    """
+
+    kind: Kind
+    out: str | None = None
+    inputs: tuple[str | None, str | None] = (None, None)
+    weights: tuple[Weight | None, Weight | None] = (None, None)
+    biases: tuple[Weight | None, Weight | None] = (None, None)
+    state: str | None = None
+    rope: int | None = None
+    flags: Flag = Flag.NONE
+    head_dim: int = 0
+    function: int = 0
+    f0: float = 0.0
+    f1: float = 0.0
+
+
+_STEP = struct.Struct("<II9iIIffI")
+
+
+def pack(step: Step, values: dict[str, int], weights: dict[str, int], states: dict[str, int]) -> bytes:
+    """The step as `struct hetrun_step`, given the index of each name."""
+
+    def value(name: str | None) -> int:
+        return -1 if name is None else values[name]
+
+    def weight(w: Weight | None) -> int:
+        return -1 if w is None else weights[w.name]
+
+    return _STEP.pack(
+        step.kind,
+        step.flags,
+        value(step.inputs[0]),
+        value(step.inputs[1]),
+        value(step.out),
+        weight(step.weights[0]),
+        weight(step.weights[1]),
+        weight(step.biases[0]),
+        weight(step.biases[1]),
+        -1 if step.state is None else states[step.state],
+        -1 if step.rope is None else step.rope,
+        step.head_dim,
+        step.function,
+        step.f0,
+        step.f1,
+        0,
+    )
