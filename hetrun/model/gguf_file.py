@@ -95,7 +95,11 @@ class ModelFile:
         name = os.fsdecode(path)
         data = _map(name)
         try:
-            return cls(Path(name), data)
+            file = cls(Path(name), data)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                # The header was walked once, megabytes of it; little is read again, and what is comes back by itself.
+                data.madvise(mmap.MADV_DONTNEED)
+            return file
         except BaseException:
             data.close()
             raise
