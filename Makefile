@@ -6,6 +6,12 @@ VENV ?= .venv
 PROMPT ?= The three laws of thermodynamics are
 PYTEST_ARGS ?=
 
+# Where every test is required, llama.cpp is built too (minutes): the live comparisons need it.
+EXTRAS := $(if $(filter 1,$(HETRUN_REQUIRE_ALL)),dev oracle,dev)
+empty :=
+comma := ,
+TOOLS := $(VENV)/.tools-$(subst $(empty) $(empty),-,$(EXTRAS))
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Folders too: theirs is the time that changes when a file is removed.
@@ -30,14 +36,14 @@ demo: $(VENV)/.installed
 test: lint typecheck $(VENV)/.installed
 	$(BIN)/pytest -ra $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(VENV)/.dev
+typecheck: $(TOOLS)
 	$(BIN)/mypy
 
-dev: $(VENV)/.dev
+dev: $(TOOLS)
 	$(PIP) install --quiet --no-deps --editable .
 	@rm -f $(VENV)/.installed
 
@@ -49,9 +55,9 @@ $(VENV)/.installed: $(VENV)/.python $(SOURCES)
 	@touch $@
 
 # The tools that lint, type check and tests need, with hetrun's own dependencies (mypy reads their types).
-$(VENV)/.dev: $(VENV)/.python pyproject.toml
+$(TOOLS): $(VENV)/.python pyproject.toml
 	@echo 'building hetrun and installing it and its tools in $(VENV) (minutes the first time, on two cores)'
-	$(PIP) install --quiet '.[dev]'
+	$(PIP) install --quiet '.[$(subst $(empty) $(empty),$(comma),$(EXTRAS))]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.python:
