@@ -172,5 +172,5 @@ def test_broken_plugin_is_named(kit: Kit) -> None:
 
 def test_without_a_device_all_is_skipped_with_the_option(kit: Kit) -> None:
     result = kit.run(f"{SUITE}.test_memory", device=None)
-    assert set(result.parseoutcomes()) <= {"skipped", "seconds"}
+    assert not {"passed", "failed", "errors"} & set(result.parseoutcomes())
     result.stdout.fnmatch_lines(["*no device was asked for: give --hetrun-device ID*"])

@@ -19,7 +19,7 @@ from hetrun.model.tokenizer import Tokenizer
 FOLDER = Path(make_goldens.__file__).parent
 GOLDENS = json.loads((FOLDER / "goldens.json").read_text())
 VARIANTS = dict(make_goldens.variants())
-INSTALL_ORACLE = "pip install 'llama-cpp-python>=0.3.16'"
+INSTALL_ORACLE = "pip install 'llama-cpp-python==0.3.36'"
 N_LIVE_TEXTS = 300
 
 
