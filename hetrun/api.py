@@ -211,10 +211,11 @@ class Model:
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after each of the ids, as a sequence of its own. float32 [n_tokens, n_vocab].
 
-        What slot 0 of the session held is dropped.
+        What slot 0 of the session held is dropped. ContextError where the ids do not fit the context.
         """
         import numpy as np
 
+        self.session.check_room(len(ids))
         result = np.empty((len(ids), self.n_vocab), np.float32)
         self.session.truncate(0, 0)
         chunk = min(self.session.max_outputs, self.session.max_tokens)

@@ -136,7 +136,7 @@ class Session:
         """
         if not tokens:
             raise ContextError("no tokens to run", remedy="give a prompt of at least one token")
-        self._check_room(slot, len(tokens))
+        self.check_room(self.length(slot) + len(tokens))
         logits = memoryview(b"").cast("f")
         for start in range(0, len(tokens), self.max_tokens):
             chunk = tokens[start : start + self.max_tokens]
@@ -190,9 +190,10 @@ class Session:
         for slot in first:
             self._reached[slot] = max(self._reached[slot], len(self._tokens[slot]))
 
-    def _check_room(self, slot: int, n_tokens: int) -> None:
-        if self.length(slot) + n_tokens > self.n_ctx:
-            raise self._too_long(self.length(slot) + n_tokens)
+    def check_room(self, n_tokens: int) -> None:
+        """ContextError where a sequence of n_tokens does not fit the context."""
+        if n_tokens > self.n_ctx:
+            raise self._too_long(n_tokens)
 
     def _too_long(self, n_tokens: int) -> ContextError:
         return ContextError(
