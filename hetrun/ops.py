@@ -204,10 +204,20 @@ class Embedding(Op):
 
 
 @dataclass(frozen=True)
-class RmsNorm(Op):
-    """x / sqrt(mean(x^2) + eps) * weight over groups of len(weight) elements (one group, or one a head)."""
+class Unary(Op):
+    """Base of ops that make a value of the shape of their input."""
 
     x: Value
+
+    @cached_property
+    def output(self) -> Value:
+        return Value(self.name, self.x.width, self.x.rows)
+
+
+@dataclass(frozen=True)
+class RmsNorm(Unary):
+    """x / sqrt(mean(x^2) + eps) * weight over groups of len(weight) elements (one group, or one a head)."""
+
     weight: Weight
     eps: float
     kind: ClassVar[str] = "rms_norm"
@@ -217,10 +227,6 @@ class RmsNorm(Op):
         self._check(
             self.x.width % self.weight.shape[0] == 0, f"{self.x.width} elements in groups of {self.weight.shape[0]}"
         )
-
-    @cached_property
-    def output(self) -> Value:
-        return Value(self.name, self.x.width, self.x.rows)
 
     def flops(self, workload: Workload) -> int:
         return 4 * super().flops(workload)
@@ -250,10 +256,9 @@ class MatMul(Op):
 
 
 @dataclass(frozen=True)
-class Bias(Op):
+class Bias(Unary):
     """y = x + weight, the same vector for every row.   weight: [width]."""
 
-    x: Value
     weight: Weight
     kind: ClassVar[str] = "bias"
 
@@ -262,20 +267,15 @@ class Bias(Op):
             self.weight.shape == (self.x.width,), f"a bias of {self.weight.shape} for a width of {self.x.width}"
         )
 
-    @cached_property
-    def output(self) -> Value:
-        return Value(self.name, self.x.width, self.x.rows)
-
 
 @dataclass(frozen=True)
-class Rope(Op):
+class Rope(Unary):
     """Rotates pairs of each head by position * frequency; elements beyond the pairs pass through.
 
     frequencies: radians a position, one for each pair, all scaling kinds already applied.   magnitude: factor on the
     rotated elements (YaRN).   layout: pair i is elements (2i, 2i+1) "interleaved", or (i, i + n_pairs) "half".
     """
 
-    x: Value
     head_dim: int
     layout: Literal["interleaved", "half"]
     frequencies: tuple[float, ...]
@@ -290,10 +290,6 @@ class Rope(Op):
         self._check(
             2 * len(self.frequencies) <= self.head_dim, f"{len(self.frequencies)} pairs in a head of {self.head_dim}"
         )
-
-    @cached_property
-    def output(self) -> Value:
-        return Value(self.name, self.x.width, self.x.rows)
 
     def flops(self, workload: Workload) -> int:
         return 3 * super().flops(workload)
@@ -384,32 +380,22 @@ class Add(Op):
 
 
 @dataclass(frozen=True)
-class Scale(Op):
+class Scale(Unary):
     """x * factor."""
 
-    x: Value
     factor: float
     kind: ClassVar[str] = "scale"
 
-    @cached_property
-    def output(self) -> Value:
-        return Value(self.name, self.x.width, self.x.rows)
-
 
 @dataclass(frozen=True)
-class SoftCap(Op):
+class SoftCap(Unary):
     """cap * tanh(x / cap)."""
 
-    x: Value
     cap: float
     kind: ClassVar[str] = "soft_cap"
 
     def __post_init__(self) -> None:
         self._check(self.cap > 0, f"the cap must be positive, not {self.cap}")
-
-    @cached_property
-    def output(self) -> Value:
-        return Value(self.name, self.x.width, self.x.rows)
 
     def flops(self, workload: Workload) -> int:
         return 4 * super().flops(workload)
