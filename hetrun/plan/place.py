@@ -1,9 +1,4 @@
-"""Chooses a device for every op.
-
-The placement here is the simplest one by cost: each device in turn is the main one and runs all that it can, the
-rest goes to the cheapest other device; the cheapest such plan wins. Pins narrow an op's devices beforehand. Both
-phases are placed alike, so that the KV cache of a layer stays where its attention runs.
-"""
+"""Chooses a device for every op: the cheapest placement by the drivers' estimates, within the pins."""
 
 from __future__ import annotations
 
@@ -18,6 +13,7 @@ from hetrun.graph.graph import Graph
 from hetrun.ops import Workload
 from hetrun.plan.cost import CostTable
 from hetrun.plan.plan import Assignment, Candidate, Phase, Plan
+from hetrun.plan.solve import cheapest
 from hetrun.plugins import FoundDevice, select_device
 
 
@@ -50,9 +46,14 @@ class Request:
             return Workload(min(self.prompt_tokens, self.max_tokens), 0)
         return Workload(self.n_seqs, self.prompt_tokens + self.gen_tokens // 2, self.n_seqs, self.n_seqs)
 
+    @property
+    def n_prefill_steps(self) -> int:
+        """Steps that run the prompt."""
+        return -(-self.prompt_tokens // self.max_tokens)
+
     def total_seconds(self, prefill_s: float, decode_s: float) -> float:
         """Of the whole answer, from the cost of one step of each phase."""
-        return prefill_s * -(-self.prompt_tokens // self.max_tokens) + decode_s * self.gen_tokens
+        return prefill_s * self.n_prefill_steps + decode_s * self.gen_tokens
 
 
 def make_plan(graph: Graph, devices: Sequence[FoundDevice], request: Request, pins: Sequence[Pin] = ()) -> Plan:
@@ -66,20 +67,17 @@ def make_plan(graph: Graph, devices: Sequence[FoundDevice], request: Request, pi
     pinned = _pinned(graph, devices, pins)
     allowed = [_allowed(tables, i, pinned[i]) for i in range(len(graph.ops))]
 
-    def total(placement: Sequence[str]) -> float:
-        return request.total_seconds(*(tables[p].price(placement).total_s for p in tables))
-
-    mains = [d.info.id for d in devices]
-    best = min((_placement(tables, allowed, main) for main in mains), key=total)
+    weights: dict[Phase, float] = {"prefill": float(request.n_prefill_steps), "decode": float(request.gen_tokens)}
+    best = cheapest(tables, allowed, weights)
     memory = _memory(tables, best, {d.info.id: d.info for d in devices})
     return Plan(
         model=graph.fingerprint,
-        devices=tuple(mains),
-        prefill=_assignments(tables["prefill"], best, pinned),
-        decode=_assignments(tables["decode"], best, pinned),
-        predicted={p: t.price(best) for p, t in tables.items()},
+        devices=tuple(d.info.id for d in devices),
+        prefill=_assignments(tables["prefill"], best["prefill"], pinned),
+        decode=_assignments(tables["decode"], best["decode"], pinned),
+        predicted={p: t.price(best[p]) for p, t in tables.items()},
         memory=memory,
-        basis=tuple(sorted({c.basis for t in tables.values() for c in _costs(t, best)})),
+        basis=tuple(sorted({c.basis for p, t in tables.items() for c in _costs(t, best[p])})),
     )
 
 
@@ -147,14 +145,6 @@ def _allowed(tables: Mapping[Phase, CostTable], index: int, pinned: str | None) 
     return [pinned] if pinned else accepted
 
 
-def _placement(tables: Mapping[Phase, CostTable], allowed: Sequence[Sequence[str]], main: str) -> tuple[str, ...]:
-    def seconds(index: int, device: str) -> float:
-        answers = [t.answers[index][device] for t in tables.values()]
-        return sum(a.seconds for a in answers if isinstance(a, Cost))
-
-    return tuple(main if main in ids else min((seconds(i, d), d) for d in ids)[1] for i, ids in enumerate(allowed))
-
-
 def _assignments(table: CostTable, placement: Sequence[str], pinned: Sequence[str | None]) -> tuple[Assignment, ...]:
     result = []
     for op, device, answers, pin in zip(table.graph.ops, placement, table.answers, pinned, strict=True):
@@ -174,12 +164,12 @@ def _assignments(table: CostTable, placement: Sequence[str], pinned: Sequence[st
 
 
 def _memory(
-    tables: Mapping[Phase, CostTable], placement: Sequence[str], infos: Mapping[str, DeviceInfo]
+    tables: Mapping[Phase, CostTable], placements: Mapping[Phase, Sequence[str]], infos: Mapping[str, DeviceInfo]
 ) -> dict[str, int]:
     """Resident bytes by space. Host memory is one space however many devices use it."""
     blocks: dict[tuple[str, str, str], int] = {}
-    for table in tables.values():
-        blocks.update(table.resident(placement))
+    for phase, table in tables.items():
+        blocks.update(table.resident(placements[phase]))
     used: dict[str, int] = {}
     for (_, space, _), nbytes in blocks.items():
         used[space] = used.get(space, 0) + nbytes

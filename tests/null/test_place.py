@@ -58,8 +58,7 @@ def test_launches_count(graph):
     helper = {"seconds": {"rope": 0.0}, "default_s": 1e-3}
     host = fake("host", default_s=1e-3, refuses={"rope": "none"})
     plan = make_plan(graph, [host, fake("r", launch_s=0.5, **helper)], Request())
-    assert set(devices_of(plan).values()) == {"r:0"}  # one launch of the device that runs it all beats twelve of two
-    assert plan.predicted["decode"].launch_s == pytest.approx(0.5)
+    assert plan.predicted["decode"].launch_s == pytest.approx(0.5)  # once, though six ropes call for that device
 
 
 def test_price_is_ops_launches_and_each_copy_once(graph):
