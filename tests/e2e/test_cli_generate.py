@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import require
 from command import arguments, environment, hetrun, make_plugin, require_device
 from models import tiny_llama
 
@@ -329,8 +331,10 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_chat(
 
 @pytest.mark.parametrize("leave", ["interrupt", "end of input"])
 def test_leaving_at_the_prompt_is_no_failure(leave: str, tiny: Path, tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
-    terminal, stdin = pty.openpty()
+    try:
+        terminal, stdin = pty.openpty()
+    except OSError as error:
+        require.missing(f"a pseudo-terminal ({error})", "mount -t devpts devpts /dev/pts")
     process = subprocess.Popen(
         arguments(*chat(tiny)), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
         env=environment(tmp_path),
