@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from hetrun.config import SystemConfig
+    from hetrun.model.shape import Shape
 
 # Rows of logits that one step gives: enough for `logits` and perplexity to run in chunks, little enough that a discrete
 # device can hold them (64 rows of a 128k vocabulary are 33 MB).
@@ -93,12 +94,12 @@ def load(
         return Model(path, file, tokenizer, session, ahead, resources.pop_all())
 
 
-def graph_of(file: ModelFile, options: GraphOptions, registry: Registry) -> Graph:
-    """The graph of a file, by the shipped architectures and those of plugins."""
+def graph_of(header: ModelFile | Shape, options: GraphOptions, registry: Registry) -> Graph:
+    """The graph of a file or a shape, by the shipped architectures and those of plugins."""
     extra = [
         a for _, found in registry.hook_results("hetrun_architectures") for a in found if isinstance(a, Architecture)
     ]
-    return build_graph(file.architecture, file.metadata, file.tensors, options, architectures(extra))
+    return build_graph(header.architecture, header.metadata, header.tensors, options, architectures(extra))
 
 
 def choose_devices(

@@ -15,6 +15,7 @@ from hetrun.errors import UsageError
 
 if TYPE_CHECKING:
     from hetrun.graph.graph import Graph
+    from hetrun.model.shape import Shape
     from hetrun.plan.place import Request
     from hetrun.plan.plan import Assignment, Plan
 
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     epilog=options.example(
         "hetrun plan --model smollm2-135m",
         "hetrun plan --model smollm2-135m --device model:cortex-a9 --device model:pynq-z1 --gen-tokens 256",
+        "hetrun plan --shape tinyllama-382mb --system pynq-z1",
         "hetrun plan --model smollm2-135m --explain blk.0.attn_q",
     ),
 )
-@options.model
+@click.option("--model", "-m", metavar="PATH|NAME", help='A GGUF file, or a name of "hetrun pull --list".')
+@click.option("--shape", metavar="NAME|FILE", help="Instead of a file: sizes alone, such as llama2-7b.")
+@click.option("--quant", metavar="TYPE", help="With --shape: every matrix in this tensor type.")
 @options.devices
 @click.option(
     "--pin", "pins", multiple=True, metavar="PATTERN=DEVICE",
@@ -48,7 +52,9 @@ if TYPE_CHECKING:
 @click.option("--explain", metavar="OP", help="Show what each device would take for one op, or why it refuses.")
 @options.common
 def command(
-    model: str,
+    model: str | None,
+    shape: str | None,
+    quant: str | None,
     devices: tuple[str, ...],
     system: str | None,
     threads: int | None,
@@ -65,18 +71,15 @@ def command(
     """
     from hetrun import api
     from hetrun.cli.loading import Choice, graph_options, planned_devices, show_log, warn_of_broken
-    from hetrun.model.catalog import resolve_model
-    from hetrun.model.gguf_file import ModelFile
     from hetrun.plan.place import Pin, Request, make_plan
     from hetrun.plugins import Registry
 
     show_log()
     parsed = [Pin.parse(p) for p in pins]
-    path = resolve_model(model)
     choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx)
     registry = Registry.load()
-    with ModelFile.open(path) as file:
-        graph = api.graph_of(file, graph_options(choice), registry)
+    name, header = _header(model, shape, quant)
+    graph = api.graph_of(header, graph_options(choice), registry)
     request = Request(prompt_tokens, gen_tokens)
     plan = make_plan(graph, planned_devices(choice, registry), request, parsed)
     warn_of_broken(registry)
@@ -85,11 +88,30 @@ def command(
     if explain is not None:
         _explain(plan, graph, explain)
     elif options.flags().json:
-        print(json.dumps(_record(plan, graph, request, str(path))))
+        print(json.dumps(_record(plan, graph, request, name)))
     else:
         from hetrun.view.plan import print_plan
 
-        print_plan(plan, graph, request, path.name)
+        print_plan(plan, graph, request, Path(name).name)
+
+
+def _header(model: str | None, shape: str | None, quant: str | None) -> tuple[str, Shape]:
+    """(name, header) of the file or the shape."""
+    from hetrun.model.catalog import resolve_model
+    from hetrun.model.gguf_file import ModelFile
+    from hetrun.model.shape import Shape, load_shape
+
+    if (model is None) == (shape is None):
+        raise UsageError("give --model or --shape, one of them", remedy="for example --shape llama2-7b")
+    if shape is not None:
+        found = load_shape(shape)
+        return shape, found.quantised(quant) if quant else found
+    if quant is not None:
+        raise UsageError("--quant goes with --shape", remedy="a file has the types that it has")
+    assert model is not None
+    path = resolve_model(model)
+    with ModelFile.open(path) as file:
+        return str(path), Shape(path.stem, "", file.architecture, file.metadata, file.tensors)
 
 
 def _explain(plan: Plan, graph: Graph, wanted: str) -> None:

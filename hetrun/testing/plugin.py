@@ -52,11 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def find_rigs(config: pytest.Config) -> dict[str, Rig]:
     """A bench for each device that the command line names. UsageError where one is not known."""
-    from hetrun.config import read_toml
     from hetrun.errors import HetrunError
     from hetrun.plugins import Plugin, Registry, select_device
     from hetrun.testing.expectations import Expectations
     from hetrun.testing.rig import Rig
+    from hetrun.toml_table import read_toml
 
     registry = Registry.load()
     for module in config.getoption("hetrun_plugin"):

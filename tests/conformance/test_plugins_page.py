@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conformance.test_kit import SUITE, Kit
 
-from hetrun.config import load_system, read_toml
+from hetrun.config import load_system
+from hetrun.toml_table import read_toml
 
 pytest_plugins = ["pytester"]
 

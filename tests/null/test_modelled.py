@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hetrun.config import shipped
 from hetrun.device import Cost, DeviceInfo, Segment, Unsupported, Workload
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.ops import Attention, KvSpec, MatMul, Op, RmsNorm, Value
 from hetrun.resources import resource_path
 from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.toml_table import shipped
 from hetrun_modelled.driver import ModelledDriver
 
 DRIVER = ModelledDriver()

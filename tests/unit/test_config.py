@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hetrun.config import load_profile, load_system, read_toml, shipped
+from hetrun.config import load_profile, load_system
 from hetrun.device import Cost, DeviceInfo, Link, MemorySpace
 from hetrun.errors import ConfigError
+from hetrun.toml_table import read_toml, shipped
 
 PROFILE = """\
 description = "a board"

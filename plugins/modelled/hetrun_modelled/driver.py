@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hetrun.config import DeviceProfile, load_profile, shipped
+from hetrun.config import DeviceProfile, load_profile
 from hetrun.device import (
     API_VERSION,
     COMMON_SETTINGS,
@@ -27,6 +27,7 @@ from hetrun.device import (
 )
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.ops import Attention, Op
+from hetrun.toml_table import shipped
 
 
 @dataclass(frozen=True)
