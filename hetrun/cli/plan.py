@@ -160,6 +160,7 @@ def _record(plan: Plan, graph: Graph, request: Request, model: str) -> dict[str,
             "basis": list(plan.basis),
         },
         "memory": dict(plan.memory),
+        "gap": plan.gap,
         "segments": segments,
         "assignments": assignments,
     }

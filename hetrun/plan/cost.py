@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hetrun.device import Cost, DeviceInfo, Unsupported
 from hetrun.errors import PluginError
@@ -60,6 +62,29 @@ class CostTable:
             assert isinstance(cost, Cost)
             blocks.update({(device, space, name): n for (space, name), n in cost.resident.items()})
         return blocks
+
+    @cached_property
+    def _sharers(self) -> Counter[tuple[str, tuple[str, str]]]:
+        """How many ops name each block of a device."""
+        return Counter(
+            (d, b) for answers in self.answers for d, a in answers.items() if isinstance(a, Cost) for b in a.resident
+        )
+
+    def memory_price(self, op: int, device: str, prices: Mapping[str, float]) -> float:
+        """Seconds for the bytes that an op keeps, where a byte of a space costs prices[space].
+
+        A block that several ops name is divided among them, and each of the two phases pays half: so the prices of a
+        placement never sum to more than its bytes do, which makes them a bound.
+        """
+        answer = self.answers[op][device]
+        if not prices or not isinstance(answer, Cost):
+            return 0.0
+        shares = (
+            prices[space] * nbytes / self._sharers[device, (space, name)]
+            for (space, name), nbytes in answer.resident.items()
+            if space in prices
+        )
+        return sum(shares) / 2
 
     def _copy_seconds(self, placement: Sequence[str], infos: Mapping[str, DeviceInfo]) -> float:
         """Each value is copied once into each domain that reads it; the logits go to the host."""

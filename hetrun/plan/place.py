@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from hetrun.device import Cost, DeviceInfo, Unsupported
+from hetrun.device import Cost, Unsupported
 from hetrun.errors import PlanError, UsageError
 from hetrun.graph.graph import Graph
 from hetrun.ops import Workload
 from hetrun.plan.cost import CostTable
+from hetrun.plan.fit import Problem, fit
 from hetrun.plan.plan import Assignment, Candidate, Phase, Plan
 from hetrun.plan.solve import cheapest
 from hetrun.plugins import FoundDevice, select_device
@@ -68,15 +69,19 @@ def make_plan(graph: Graph, devices: Sequence[FoundDevice], request: Request, pi
     allowed = [_allowed(tables, i, pinned[i]) for i in range(len(graph.ops))]
 
     weights: dict[Phase, float] = {"prefill": float(request.n_prefill_steps), "decode": float(request.gen_tokens)}
-    best = cheapest(tables, allowed, weights)
-    memory = _memory(tables, best, {d.info.id: d.info for d in devices})
+    problem = Problem(tables, allowed, weights, _capacity(devices))
+    found = fit(problem)
+    if found is None:
+        raise _too_large(problem)
+    best = found.placements
     return Plan(
         model=graph.fingerprint,
         devices=tuple(d.info.id for d in devices),
         prefill=_assignments(tables["prefill"], best["prefill"], pinned),
         decode=_assignments(tables["decode"], best["decode"], pinned),
         predicted={p: t.price(best[p]) for p, t in tables.items()},
-        memory=memory,
+        memory=problem.used(best),
+        gap=found.gap,
         basis=tuple(sorted({c.basis for p, t in tables.items() for c in _costs(t, best[p])})),
     )
 
@@ -163,26 +168,26 @@ def _assignments(table: CostTable, placement: Sequence[str], pinned: Sequence[st
     return tuple(result)
 
 
-def _memory(
-    tables: Mapping[Phase, CostTable], placements: Mapping[Phase, Sequence[str]], infos: Mapping[str, DeviceInfo]
-) -> dict[str, int]:
-    """Resident bytes by space. Host memory is one space however many devices use it."""
-    blocks: dict[tuple[str, str, str], int] = {}
-    for phase, table in tables.items():
-        blocks.update(table.resident(placements[phase]))
-    used: dict[str, int] = {}
-    for (_, space, _), nbytes in blocks.items():
-        used[space] = used.get(space, 0) + nbytes
-    capacity = {s.name: s.capacity_bytes for i in infos.values() for s in i.spaces}
-    for space, nbytes in used.items():
-        if nbytes > capacity.get(space, 0):
-            kv = sum(n for (_, s, name), n in blocks.items() if s == space and name.endswith(".kv"))
-            raise PlanError(
-                f"{space} memory holds {capacity.get(space, 0) / 1e6:.0f} MB, "
-                f"the plan needs {nbytes / 1e6:.0f} MB ({kv / 1e6:.0f} MB of it KV cache)",
-                remedy="use a shorter --ctx, fewer sequences, or a smaller quantisation of the model",
-            )
-    return used
+def _capacity(devices: Sequence[FoundDevice]) -> dict[str, int]:
+    """Bytes of each space; where devices differ about one that they share, the least."""
+    capacity: dict[str, int] = {}
+    for device in devices:
+        for space in device.info.spaces:
+            capacity[space.name] = min(space.capacity_bytes, capacity.get(space.name, space.capacity_bytes))
+    return capacity
+
+
+def _too_large(problem: Problem) -> PlanError:
+    """Names the space that the cheapest placement overfills most."""
+    placements = cheapest(problem.tables, problem.allowed, problem.weights)
+    used = problem.used(placements)
+    space = max(problem.overflowing(placements), key=lambda s: used[s] - problem.capacity.get(s, 0))
+    kv = sum(kv.nbytes for kv in problem.tables["decode"].graph.kv_specs.values())
+    return PlanError(
+        f"{space} memory holds {problem.capacity.get(space, 0) / 1e6:.0f} MB, the plan needs "
+        f"{used[space] / 1e6:.0f} MB (the KV cache takes {kv / 1e6:.0f} MB), and no plan was found that fits",
+        remedy="use a shorter --ctx, fewer sequences, a smaller quantisation of the model, or more devices",
+    )
 
 
 def _costs(table: CostTable, placement: Sequence[str]) -> list[Cost]:

@@ -64,7 +64,8 @@ class PhaseCost:
 class Plan:
     """model: fingerprint of the graph.   predicted: cost of one step of each phase, where the plan was made by cost.
 
-    memory: bytes resident, by device and space.   basis: where the costs come from.
+    memory: bytes resident, by space.   basis: where the costs come from.
+    gap: how far a better plan may lie below this one, as a share: 0 is proven best, more where memory is tight.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Plan:
     predicted: Mapping[Phase, PhaseCost]
     memory: Mapping[str, int]
     basis: tuple[str, ...] = ()
+    gap: float = 0.0
 
     def assignments(self, phase: Phase) -> tuple[Assignment, ...]:
         return self.prefill if phase == "prefill" else self.decode
@@ -104,6 +106,7 @@ class Plan:
                 predicted={phase: PhaseCost(**data["predicted"][phase]) for phase in PHASES},
                 memory={str(k): int(v) for k, v in data["memory"].items()},
                 basis=tuple(map(str, data["basis"])),
+                gap=float(data["gap"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(

@@ -16,6 +16,7 @@ from functools import cached_property
 from math import inf
 
 from hetrun.device import Cost
+from hetrun.graph.graph import Graph
 from hetrun.ops import VALUE_BYTES, Attention
 from hetrun.plan.cost import CostTable, copy_seconds, values_domain
 from hetrun.plan.plan import PHASES, Phase
@@ -26,20 +27,51 @@ Live = tuple[tuple[int, int, int], ...]
 # Best cost and placement of a block, by (device before it, devices of its attention ops, device of its last op).
 BlockTable = dict[tuple[int, Placement, int], tuple[float, Placement]]
 
+_LEAST_WEIGHT = 1e-9  # a phase that is not asked for decides only between equals
 _START = -1  # the device "before" the first op
 
 
 def cheapest(
-    tables: Mapping[Phase, CostTable], allowed: Sequence[Sequence[str]], weights: Mapping[Phase, float]
+    tables: Mapping[Phase, CostTable],
+    allowed: Sequence[Sequence[str]],
+    weights: Mapping[Phase, float],
+    prices: Mapping[str, float] | None = None,
 ) -> dict[Phase, tuple[str, ...]]:
     """The placements of both phases with the least weighted sum of `CostTable.price(...).total_s`.
 
     allowed: ids of the devices that each op may run on, at least one each, which all accept it in both phases.
+    prices: seconds a resident byte, by space, added as `CostTable.memory_price` says.
     """
-    phases = [_Phase(tables[phase], allowed, weights[phase]) for phase in PHASES]
+    phases = [_Phase(tables[phase], allowed, max(weights[phase], _LEAST_WEIGHT), prices or {}) for phase in PHASES]
     devices = [d.id for d in tables["prefill"].devices]
     chosen = _chain(phases)
     return {phase: tuple(devices[d] for d in placement) for phase, placement in zip(PHASES, chosen, strict=True)}
+
+
+def block_ends(graph: Graph) -> list[int]:
+    """Where blocks end: after these ops no value but the newest is still to be read."""
+    last_use = _last_use(_inputs(graph))
+    reach, ends = -1, []
+    for i in range(len(last_use)):
+        if reach <= i:
+            ends.append(i + 1)
+        reach = max(reach, last_use[i])
+    return ends if ends[-1:] == [len(last_use)] else [*ends, len(last_use)]
+
+
+def _inputs(graph: Graph) -> list[tuple[int, ...]]:
+    """Values that each op reads, each once."""
+    number = {op.name: i for i, op in enumerate(graph.ops)}
+    return [tuple(dict.fromkeys(number[v.name] for v in op.inputs)) for op in graph.ops]
+
+
+def _last_use(inputs: Sequence[tuple[int, ...]]) -> list[int]:
+    """The last op that reads each value; its own op where none does."""
+    result = list(range(len(inputs)))
+    for i, values in enumerate(inputs):
+        for v in values:
+            result[v] = i
+    return result
 
 
 @dataclass(frozen=True)
@@ -49,14 +81,21 @@ class _Phase:
     table: CostTable
     allowed: Sequence[Sequence[str]]
     weight: float
+    prices: Mapping[str, float]
 
     @cached_property
     def seconds(self) -> list[tuple[tuple[int, float], ...]]:
-        """(device, seconds) of the devices that each op may run on."""
+        """(device, seconds and memory's price) of the devices that each op may run on."""
         result = []
-        for answers, ids in zip(self.table.answers, self.allowed, strict=True):
-            costs = [(d, answers[info.id]) for d, info in enumerate(self.table.devices) if info.id in ids]
-            result.append(tuple((d, cost.seconds) for d, cost in costs if isinstance(cost, Cost)))
+        for i, (answers, ids) in enumerate(zip(self.table.answers, self.allowed, strict=True)):
+            costs = [(d, info.id, answers[info.id]) for d, info in enumerate(self.table.devices) if info.id in ids]
+            result.append(
+                tuple(
+                    (d, cost.seconds + self.table.memory_price(i, device, self.prices) / self.weight)
+                    for d, device, cost in costs
+                    if isinstance(cost, Cost)
+                )
+            )
         return result
 
     @cached_property
@@ -71,18 +110,11 @@ class _Phase:
 
     @cached_property
     def inputs(self) -> list[tuple[int, ...]]:
-        """Values that each op reads, each once."""
-        number = {op.name: i for i, op in enumerate(self.table.graph.ops)}
-        return [tuple(dict.fromkeys(number[v.name] for v in op.inputs)) for op in self.table.graph.ops]
+        return _inputs(self.table.graph)
 
     @cached_property
     def last_use(self) -> list[int]:
-        """The last op that reads each value; its own op where none does."""
-        result = list(range(len(self.inputs)))
-        for i, values in enumerate(self.inputs):
-            for v in values:
-                result[v] = i
-        return result
+        return _last_use(self.inputs)
 
     @cached_property
     def copies(self) -> list[list[list[float]]]:
@@ -91,17 +123,6 @@ class _Phase:
         rows = [self.table.workload.rows(op.output.rows) * op.output.width for op in self.table.graph.ops]
         by_size = {n: [[copy_seconds(a, b, VALUE_BYTES * n) for b in infos] for a in infos] for n in set(rows)}
         return [by_size[n] for n in rows]
-
-    @cached_property
-    def cuts(self) -> list[int]:
-        """Ends of blocks: after these ops no value but the newest is still to be read."""
-        n = len(self.inputs)
-        reach, cuts = -1, []
-        for i in range(n):
-            if reach <= i:
-                cuts.append(i + 1)
-            reach = max(reach, self.last_use[i])
-        return cuts if cuts[-1:] == [n] else [*cuts, n]
 
     def final_copy(self, device: int) -> float:
         """The logits' way to the host."""
@@ -200,7 +221,7 @@ def _chain(phases: Sequence[_Phase]) -> tuple[Placement, Placement]:
 
     frontier = {(_START, _START): _Link(0.0, None, ((), ()))}
     start = 0
-    for end in prefill.cuts:
+    for end in block_ends(prefill.table.graph):
         by_fixed = [_by_fixed(table(number, start, end)) for number in range(len(phases))]
         following: dict[tuple[int, int], _Link] = {}
         for fixed in by_fixed[0].keys() & by_fixed[1].keys():

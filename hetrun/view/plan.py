@@ -34,6 +34,8 @@ def print_plan(plan: Plan, graph: Graph, request: Request, model: str) -> None:
     total_s = request.total_seconds(prefill_s, decode_s)
     out.print(plain(f"{request.prompt_tokens} tokens in, {request.gen_tokens} out: {duration(total_s)}"))
     out.print(plain("memory: " + ", ".join(f"{space} {size(n)}" for space, n in plan.memory.items())))
+    if plan.gap:
+        out.print(plain(f"memory is tight: no plan that fits is predicted more than {100 * plan.gap:.1f}% faster"))
     # A prediction is never to be taken for a measurement of this plan.
     out.print(plain(f"predicted, not measured; costs are {'; '.join(plan.basis)}"))
 
