@@ -75,7 +75,7 @@ def test_what_is_found_fits_and_its_bound_holds(seed):
         assert found is None
         return
     if found is None:
-        pytest.skip("a placement that fits exists, and was not found")  # counted by the test below
+        return  # one that fits exists and was not found: counted by the test below
     assert problem.fits(found.placements)
     assert found.cost == pytest.approx(problem.cost(found.placements))
     assert found.bound <= expected + 1e-6 <= found.cost + 2e-6
