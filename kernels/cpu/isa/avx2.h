@@ -25,6 +25,23 @@ inline void store_half(uint8_t* p, Vf a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 #define HETRUN_VECTOR_HALF 1
+inline Vi load_u8(const uint8_t* p) {
+    return (Vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vi load_i8(const uint8_t* p) {
+    return (Vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+
+#define HETRUN_PACKED 1
+constexpr bool kWideDot = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
+constexpr int kTileVectors = 2, kTilePanelTokens = 4;
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
+    return acc + (Vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
+    return dot_unsigned(acc, (Vi)_mm256_abs_epi8((__m256i)codes), (Vi)_mm256_sign_epi8((__m256i)activations, (__m256i)codes));
+}
 
 constexpr int kTileRows = 4, kTileTokens = 2;
 // VPMADDUBSW wants unsigned weights and saturates at 16 bits: codes of up to 6 bits stay biased, Q8_0 stays signed.

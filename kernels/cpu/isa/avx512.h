@@ -28,6 +28,20 @@ inline void store_half(uint8_t* p, Vf a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 #define HETRUN_VECTOR_HALF 1
+inline Vi load_u8(const uint8_t* p) {
+    return (Vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vi load_i8(const uint8_t* p) {
+    return (Vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+#define HETRUN_PACKED 1
+constexpr bool kWideDot = true;  // codes of 8 bits are as good as any
+constexpr int kTileVectors = 2, kTilePanelTokens = 8;
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
+    return (Vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, (__m512i)activations);
+}
+inline Vi dot_signed(Vi acc, Vi, Vi) { return acc; }
 
 constexpr int kTileRows = 4, kTileTokens = 4;
 // VPDPBUSD wants unsigned weights; the bias is taken back from the accumulator, in integers.

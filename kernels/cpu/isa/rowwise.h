@@ -4,7 +4,7 @@
 namespace hetrun::cpu {
 namespace {
 
-inline Vf splat(float x) { return Vf{} + x; }
+inline Vf splat(float x) { return x - Vf{}; }  // Vf{} + x would turn -0 into 0, which costs an addition
 inline Vi splat_int(int32_t x) { return Vi{} + x; }
 inline Vf as_floats(Vi v) { return reinterpret_cast<Vf>(v); }
 inline Vi as_ints(Vf v) { return reinterpret_cast<Vi>(v); }
@@ -27,6 +27,8 @@ void prepare_int8(const float* x, const PreparedLayout& layout, uint8_t* out) {
     float* sums32 = reinterpret_cast<float*>(out + layout.sum32);
     float* half_sums32 = reinterpret_cast<float*>(out + layout.half_sum32);
     float* sums16 = reinterpret_cast<float*>(out + layout.sum16);
+    int32_t* neg32 = reinterpret_cast<int32_t*>(out + layout.neg32);
+    int32_t* neg16 = reinterpret_cast<int32_t*>(out + layout.neg16);
     const size_t n_blocks = layout.n / 32;
     for (size_t b = 0; b < n_blocks; ++b) {
         const float* from = x + 32 * b;
@@ -61,6 +63,9 @@ void prepare_int8(const float* x, const PreparedLayout& layout, uint8_t* out) {
                 sum[half_block] += q[16 * half_block + i];
             }
         }
+        neg16[2 * b] = -sum[0];
+        neg16[2 * b + 1] = -sum[1];
+        neg32[b] = -(sum[0] + sum[1]);
         half_sums32[b] = rounded_half(scale * static_cast<float>(sum[0] + sum[1]));
         scale = rounded_half(scale);
         scales[b] = scale;
@@ -70,6 +75,29 @@ void prepare_int8(const float* x, const PreparedLayout& layout, uint8_t* out) {
     }
     for (size_t b = n_blocks; b < round_up(n_blocks, 16); ++b) {
         scales[b] = sums32[b] = half_sums32[b] = sums16[2 * b] = sums16[2 * b + 1] = 0.0f;
+    }
+}
+
+// One row into its place in the panel of 8 tokens.
+void fill_panel(const uint8_t* row, const PreparedLayout& layout, size_t token, uint8_t* panel) {
+    const float* scales = reinterpret_cast<const float*>(row + layout.scale);
+    const float* sums32 = reinterpret_cast<const float*>(row + layout.sum32);
+    const float* half_sums32 = reinterpret_cast<const float*>(row + layout.half_sum32);
+    const float* sums16 = reinterpret_cast<const float*>(row + layout.sum16);
+    const int32_t* neg32 = reinterpret_cast<const int32_t*>(row + layout.neg32);
+    const int32_t* neg16 = reinterpret_cast<const int32_t*>(row + layout.neg16);
+    PanelBlock* blocks = reinterpret_cast<PanelBlock*>(panel);
+    for (size_t b = 0; b < layout.n / 32; ++b) {
+        PanelBlock& to = blocks[b];
+        for (size_t j = 0; j < 8; ++j) std::memcpy(to.codes[j][token], row + 32 * b + 4 * j, 4);
+        to.scale[token] = scales[b];
+        to.half_sum32[token] = half_sums32[b];
+        to.sum32[token] = sums32[b];
+        to.neg32[token] = neg32[b];
+        for (size_t i = 0; i < 2; ++i) {
+            to.neg16[i][token] = neg16[2 * b + i];
+            to.sum16[i][token] = sums16[2 * b + i];
+        }
     }
 }
 
