@@ -187,8 +187,8 @@ void Pack::work(uint32_t thread) const {
                 rows[r] = row < n_rows ? source + row * job.row_bytes : zeros_.data();
             }
             pack_group(layout, rows, static_cast<size_t>(w.n_columns) / layout.elements, packed + g * job.group_bytes);
-            const size_t held = (g + 1 - kept) * kGroup * job.row_bytes;
-            if (job.release && held >= kReleaseBytes) {
+            const size_t held = (std::min(n_rows, (g + 1) * kGroup) - kept * kGroup) * job.row_bytes;
+            if (job.release && (held >= kReleaseBytes || g + 1 == end)) {
                 const uintptr_t from = reinterpret_cast<uintptr_t>(source) + kept * kGroup * job.row_bytes;
                 give_back(from, from + held);
                 kept = g + 1;
