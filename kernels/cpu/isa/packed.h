@@ -402,6 +402,8 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
             for (int v = 0; v < V; ++v) store_floats(out + t * kPanelRows + v * kLanes, Vf{});
     }
     for (size_t b = 0; b < n_steps; ++b, ++w, ++a) {
+        // Sums stay in memory: in registers they would push out the integers, which are touched far more often.
+        asm volatile("" ::: "memory");
         Vi c[V][T], sum[V][T];
         unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
             constexpr int I = decltype(t)::value;
