@@ -239,9 +239,7 @@ class CpuExecutable:
             )
         pin = self._pin(view)
         flags = native.WEIGHT_OF_FILE if isinstance(view.obj, mmap.mmap) and view.readonly else 0
-        return native.Weight(
-            pin.address, pin.nbytes, _rows(weight.shape), weight.shape[-1], weight.type.id, flags, 0
-        )
+        return native.Weight(pin.address, pin.nbytes, _rows(weight.shape), weight.shape[-1], weight.type.id, flags, 0)
 
     def _pin(self, view: memoryview, writable: bool = False) -> native.Pinned:
         pin = native.Pinned(view, writable)
