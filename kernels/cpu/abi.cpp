@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "pack.h"
 #include "program.h"
 
 using namespace hetrun::cpu;
@@ -68,6 +69,20 @@ int hetrun_cpu_state_copy(void* state, uint64_t from_slot, uint64_t to_slot, uin
 }
 
 void hetrun_cpu_state_destroy(void* state) { delete static_cast<State*>(state); }
+
+int hetrun_cpu_pack_create(void* device, struct hetrun_weight* weights, uint64_t n_weights, void** out) {
+    return guarded([&] {
+        *out = nullptr;
+        Device& d = *static_cast<Device*>(device);
+        if (const int status = d.own_threads()) return status;
+        auto pack = std::make_unique<Pack>();
+        if (const int status = pack->build(*d.kernels, *d.pool, weights, static_cast<size_t>(n_weights))) return status;
+        *out = pack.release();
+        return static_cast<int>(HETRUN_OK);
+    });
+}
+
+void hetrun_cpu_pack_destroy(void* pack) { delete static_cast<Pack*>(pack); }
 
 int hetrun_cpu_program_create(void* device, const struct hetrun_program_spec* spec, uint64_t* detail, void** out) {
     return guarded([&] {

@@ -11,17 +11,29 @@ namespace hetrun::cpu {
 
 inline size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
+// 32 activations of each of 8 tokens, as the blocked matmul of packed weights wants them: codes of four at a time.
+constexpr size_t kPanelTokens = 8;
+struct PanelBlock {
+    int8_t codes[8][kPanelTokens][4];
+    float scale[kPanelTokens], half_sum32[kPanelTokens], sum32[kPanelTokens];
+    int32_t neg32[kPanelTokens], neg16[2][kPanelTokens];
+    float sum16[2][kPanelTokens];
+};
+static_assert(sizeof(PanelBlock) == 512, "prepared_width in hetrun_cpu/steps.py counts on it");
+
 // A row of activations as the matmul kernels want it, at byte offsets from the start of the row.
 // int8: blocks of 32 codes in [-127, 127], x = scale * code; sum32 and sum16 hold scale * (sum of 32 or 16 codes).
 // Scales have the 11 significant bits that llama.cpp gives them (a half's, but with float's range). half_sum32 is sum32 by the
 // scale before rounding, then rounded, as llama.cpp's Q8_1 has it for Q4_1 and Q5_1: results stay within the noise that its
 // own batch sizes have, which the more exact sums do not (KL 4.0e-3 against 3.7e-3, its own 3.3e-3, on SmolLM2).
 // A block that holds a NaN or an infinity has scale NaN, so that whatever reads it becomes NaN.
+// neg32 and neg16: the negated sums of 32 or 16 codes, int32: what an unsigned weight's offset is taken back with.
 struct PreparedLayout {
     size_t n = 0;
-    size_t scale = 0, sum32 = 0, half_sum32 = 0, sum16 = 0;
+    size_t scale = 0, sum32 = 0, half_sum32 = 0, sum16 = 0, neg32 = 0, neg16 = 0;
     size_t floats = 0;
     size_t stride = 0;
+    size_t panel = 0;  // bytes of a panel of kPanelTokens rows, which follow all rows; 0 without int8
 
     PreparedLayout() = default;
     PreparedLayout(size_t width, bool int8, bool kept_float) : n(width) {
@@ -32,7 +44,10 @@ struct PreparedLayout {
             sum32 = scale + scale_bytes;
             half_sum32 = sum32 + scale_bytes;
             sum16 = half_sum32 + scale_bytes;
-            end = sum16 + 2 * scale_bytes;
+            neg32 = sum16 + 2 * scale_bytes;
+            neg16 = neg32 + scale_bytes;
+            end = neg16 + 2 * scale_bytes;
+            panel = width / 32 * sizeof(PanelBlock);
         }
         floats = end;
         if (kept_float) end += round_up(width, 16) * sizeof(float);
@@ -51,6 +66,31 @@ struct MatmulArgs {
     size_t out_stride;
     uint8_t* scratch;  // matmul_scratch_bytes, 64-byte aligned
 };
+
+// One token with whole groups of packed rows (pack.h): out[16 * n_groups].
+struct GemvArgs {
+    const uint8_t* groups;
+    size_t group_bytes, n_groups;
+    const uint8_t* prepared;
+    const PreparedLayout* layout;
+    float* out;
+};
+
+// All tokens with 16 or 32 packed rows: out[n_tokens, kPanelRows].
+constexpr size_t kPanelRows = 32;
+struct GemmArgs {
+    const uint8_t* groups;
+    size_t group_bytes, n_groups;  // 1 or 2
+    const uint8_t* panels;
+    const PreparedLayout* layout;
+    size_t n_tokens;
+    float* out;
+    uint8_t* scratch;  // kGemmScratchBytes, 64-byte aligned
+};
+
+// Columns whose decoded weights stay in the first-level cache while all tokens pass.
+constexpr size_t kGemmColumns = 1024;
+constexpr size_t kGemmScratchBytes = kGemmColumns / 32 * (kPanelRows * 32 + 4 * kPanelRows * sizeof(float));
 
 // Rows decoded at a time: more where many tokens share them.
 constexpr size_t kDecodedRows = 16;
@@ -110,6 +150,9 @@ constexpr size_t kTypes = 31;
 
 struct Kernels {
     void (*matmul[kTypes])(const MatmulArgs&);                         // by GGUF type, null where there is none
+    void (*gemv[kTypes])(const GemvArgs&);                             // the same, of packed weights; gemm is there where this is
+    void (*gemm[kTypes])(const GemmArgs&);
+    void (*fill_panel)(const uint8_t* row, const PreparedLayout&, size_t token, uint8_t* panel);
     void (*dequantize[kTypes])(const uint8_t*, size_t n, float* out);  // one row
     void (*prepare_int8)(const float* x, const PreparedLayout&, uint8_t* out);
     void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* out);

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "gguf_blocks.h"
+#include "pack.h"
 
 namespace hetrun::cpu {
 
@@ -51,6 +52,14 @@ int Device::start(uint32_t n_threads) {
     return HETRUN_OK;
 }
 
+int Device::own_threads() {
+    if (pid == getpid()) return HETRUN_OK;
+    // A fork has left the workers behind: the child starts its own, and must not join those.
+    const uint32_t n_threads = pool->size();
+    static_cast<void>(pool.release());
+    return start(n_threads);
+}
+
 int Program::build(uint64_t& detail) {
     detail = spec_.n_steps;
     if (const int status = resolve_tables()) return status;
@@ -58,6 +67,14 @@ int Program::build(uint64_t& detail) {
     for (uint32_t i = 0; i < spec_.n_steps; ++i) {
         detail = i;
         if (const int status = resolve_step(spec_.steps[i], steps_[i])) return status;
+    }
+    Step* prepare = nullptr;
+    for (Step& s : steps_) {
+        if (s.kind == HETRUN_PREPARE) prepare = &s;
+        if (s.kind != HETRUN_MATMUL) continue;
+        // Every PREPARE stands before the matmuls that read it, and these before the next one.
+        if (prepare == nullptr || prepare->out != s.in[0]) return HETRUN_BAD_PROGRAM;
+        for (int i = 0; i < 2 && s.weight[i]; ++i) (s.weight[i]->packed ? prepare->panels_read : prepare->rows_read) = true;
     }
     return allocate_scratch();
 }
@@ -77,7 +94,7 @@ int Program::resolve_tables() {
             return HETRUN_BAD_PROGRAM;
         if (!in_arena && v.address % sizeof(float) != 0) return HETRUN_BAD_PROGRAM;
         uint8_t* data = in_arena ? arena_.data() + v.arena_offset : at<uint8_t>(v.address);
-        values_.push_back({data, v.width, v.outputs != 0, {}});
+        values_.push_back({data, v.width, v.outputs != 0, {}, nullptr});
     }
 
     for (uint32_t i = 0; i < spec_.n_weights; ++i) {
@@ -90,6 +107,11 @@ int Program::resolve_tables() {
         if (w.nbytes < product(row_bytes, w.n_rows)) return HETRUN_BAD_PROGRAM;
         weights_.push_back({at<const uint8_t>(w.address), static_cast<size_t>(row_bytes), static_cast<size_t>(w.n_rows),
                             static_cast<size_t>(w.n_columns), w.type});
+        if (w.packed != 0) {
+            if (device_.kernels->gemv[w.type] == nullptr) return HETRUN_BAD_PROGRAM;
+            weights_.back().packed = at<const uint8_t>(w.packed);
+            weights_.back().group_bytes = packed_group_bytes(w.type, static_cast<size_t>(w.n_columns));
+        }
     }
 
     frequencies_.assign(spec_.frequencies, spec_.frequencies + spec_.n_frequencies);
@@ -163,11 +185,16 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
             const bool int8 = (s.flags & HETRUN_PREPARE_INT8) != 0, floats = (s.flags & HETRUN_PREPARE_FLOAT) != 0;
             const size_t width = s.in[0]->width;
             const PreparedLayout layout(width, int8, floats);
-            good = (int8 || floats) && (!int8 || width % 32 == 0) && s.out->width * sizeof(float) == layout.stride;
+            const uint64_t max_rows = s.out->outputs ? spec_.max_outputs : spec_.max_tokens;
+            const uint64_t row_bytes = layout.stride + layout.panel / kPanelTokens;
+            good = (int8 || floats) && (!int8 || width % 32 == 0) && s.out->width * sizeof(float) == row_bytes &&
+                   spec_.values[raw.out].nbytes >= product(row_bytes, round_up(static_cast<size_t>(max_rows), kPanelTokens));
             if (good && s.weight[0]) {
                 if (const int status = vector_of(raw.weight[0], width, vector)) return status;
             }
-            values_[static_cast<size_t>(raw.out)].prepared = layout;
+            Value& scratch = values_[static_cast<size_t>(raw.out)];
+            scratch.prepared = layout;
+            scratch.panels = scratch.data + round_up(static_cast<size_t>(max_rows), kPanelTokens) * layout.stride;
             break;
         }
         case HETRUN_MATMUL: {
@@ -234,7 +261,7 @@ int Program::allocate_scratch() {
             prepared = std::max(prepared, s.out->prepared.stride * kPrivateRows);
             row = std::max(row, s.in[0]->width * sizeof(float));
         } else if (s.kind == HETRUN_MATMUL) {
-            matmul = std::max(matmul, matmul_scratch_bytes(s.in[0]->prepared.n));
+            matmul = std::max({matmul, matmul_scratch_bytes(s.in[0]->prepared.n), kGemmScratchBytes});
             tiles = true;
         } else if (s.kind == HETRUN_KV_STORE || s.kind == HETRUN_ATTEND) {
             const hetrun_kv_spec& kv = s.state->spec();
@@ -249,7 +276,7 @@ int Program::allocate_scratch() {
             }
         }
     }
-    const size_t tile = tiles ? 2 * std::max(kGroupRows * max_rows, kGroupRowsFew * 4) * sizeof(float) : 0;
+    const size_t tile = tiles ? 2 * std::max(kGroupRows * max_rows, kGroupRowsFew * kPrivateRows) * sizeof(float) : 0;
     size_t end = 0;
     const auto place = [&end](size_t nbytes) {
         const size_t begin = end;

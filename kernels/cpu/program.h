@@ -19,6 +19,7 @@ struct Device {
     bool count = false;
 
     int start(uint32_t n_threads);
+    int own_threads();  // after a fork
 };
 
 struct Value {
@@ -26,6 +27,7 @@ struct Value {
     size_t width;
     bool outputs;
     PreparedLayout prepared;  // of the scratch of a PREPARE
+    uint8_t* panels = nullptr;
 
     float* row(size_t i) const { return reinterpret_cast<float*>(data) + i * width; }
 };
@@ -34,6 +36,8 @@ struct WeightView {
     const uint8_t* data;
     size_t row_bytes, n_rows, n_columns;
     uint32_t type;
+    const uint8_t* packed = nullptr;  // groups of rows (pack.h)
+    size_t group_bytes = 0;
     const float* floats = nullptr;  // of a vector
 
     const uint8_t* row(size_t i) const { return data + i * row_bytes; }
@@ -59,6 +63,7 @@ struct Step {
     const RopeTable* rope;
     size_t head_dim;
     float f0, f1;
+    bool rows_read = false, panels_read = false;  // which form of a PREPARE the matmuls after it want
 };
 
 // What each thread has for itself, at byte offsets from the start of its part of the scratch.
@@ -69,9 +74,9 @@ struct ScratchLayout {
 // So few rows are prepared by every thread for itself, which costs less than a barrier.
 constexpr size_t kPrivateRows = 2;
 // Rows of a matmul between two looks at its epilogue.
-constexpr size_t kGroupRows = 16, kGroupRowsFew = 64;
+constexpr size_t kGroupRows = kPanelRows, kGroupRowsFew = 64;
 
-inline size_t group_rows(size_t n_tokens) { return n_tokens <= 4 ? kGroupRowsFew : kGroupRows; }
+inline size_t group_rows(size_t n_tokens) { return n_tokens <= kPrivateRows ? kGroupRowsFew : kGroupRows; }
 
 class Program {
 public:

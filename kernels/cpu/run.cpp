@@ -1,11 +1,10 @@
 // Runs the steps of a program on one batch: every thread walks the table and does its share of each step.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 
+#include "pack.h"
 #include "program.h"
 
 namespace hetrun::cpu {
@@ -36,6 +35,8 @@ private:
     void rope_table(const Step& s, uint32_t thread);
     void prepare(const Step& s, uint32_t thread);
     void matmul(const Step& s, uint32_t thread);
+    void multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread,
+                  float* out, size_t stride);
     void norm(const Step& s, uint32_t thread);
     void rope(const Step& s, uint32_t thread);
     void kv_store(const Step& s, uint32_t thread);
@@ -121,64 +122,70 @@ void Run::prepare(const Step& s, uint32_t thread) {
     const bool alone = n_rows <= kPrivateRows;
     uint8_t* base = alone ? scratch(thread, p_.layout_.prepared) : s.out->data;
     float* normed = reinterpret_cast<float*>(scratch(thread, p_.layout_.row));
-    const Range r = alone ? Range{0, n_rows} : share(n_rows, thread);
+    const bool panels = !alone && s.panels_read;
+    const bool floats = (s.flags & HETRUN_PREPARE_FLOAT) != 0;
+    const Range r = alone ? Range{0, n_rows} : share(n_rows, thread, kPanelTokens);
     for (size_t t = r.begin; t < r.end; ++t) {
-        uint8_t* out = base + t * layout.stride;
+        // Where nobody reads the row itself, it stays in the cache.
+        uint8_t* out = alone || s.rows_read || floats ? base + t * layout.stride : scratch(thread, p_.layout_.prepared);
         const float* from = x.row(t);
         if (s.weight[0]) {
             k_.rms_norm(from, s.weight[0]->floats, x.width, s.f0, normed);
             from = normed;
         }
         if (s.flags & HETRUN_PREPARE_INT8) k_.prepare_int8(from, layout, out);
-        if (s.flags & HETRUN_PREPARE_FLOAT) {
-            float* floats = reinterpret_cast<float*>(out + layout.floats);
-            std::memcpy(floats, from, x.width * sizeof(float));
-            for (size_t i = x.width; i < round_up(x.width, 16); ++i) floats[i] = 0.0f;
+        if (panels) k_.fill_panel(out, layout, t % kPanelTokens, s.out->panels + t / kPanelTokens * layout.panel);
+        if (floats) {
+            float* copy = reinterpret_cast<float*>(out + layout.floats);
+            std::memcpy(copy, from, x.width * sizeof(float));
+            for (size_t i = x.width; i < round_up(x.width, 16); ++i) copy[i] = 0.0f;
         }
     }
+}
+
+// Rows [first, first + n_rows) of a weight times all tokens: out[n_tokens, stride], which holds whole groups of rows.
+void Run::multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread,
+                   float* out, size_t stride) {
+    const bool alone = n_tokens <= kPrivateRows;
+    const uint8_t* prepared = alone ? scratch(thread, p_.layout_.prepared) : input.data;
+    uint8_t* own = scratch(thread, p_.layout_.matmul);
+    if (w.packed == nullptr) {
+        return k_.matmul[w.type]({w.row(first), w.row_bytes, n_rows, prepared, &input.prepared, n_tokens, out, stride, own});
+    }
+    const uint8_t* groups = w.packed + first / kGroup * w.group_bytes;
+    const size_t n_groups = (n_rows + kGroup - 1) / kGroup;
+    if (!alone) return k_.gemm[w.type]({groups, w.group_bytes, n_groups, input.panels, &input.prepared, n_tokens, out, own});
+    for (size_t t = 0; t < n_tokens; ++t)
+        k_.gemv[w.type]({groups, w.group_bytes, n_groups, prepared + t * input.prepared.stride, &input.prepared, out + t * stride});
 }
 
 void Run::matmul(const Step& s, uint32_t thread) {
     const size_t n_tokens = rows(*s.out);
     if (n_tokens == 0) return;
-    const bool alone = n_tokens <= kPrivateRows;
     const size_t group = group_rows(n_tokens);
-    const size_t n_out = s.out->width;
+    const bool packed = s.weight[0]->packed || (s.weight[1] && s.weight[1]->packed);
     float* tiles[2] = {reinterpret_cast<float*>(scratch(thread, p_.layout_.tile)), nullptr};
     tiles[1] = tiles[0] + group * n_tokens;
 
-    MatmulArgs m{};
-    m.prepared = alone ? scratch(thread, p_.layout_.prepared) : s.in[0]->data;
-    m.layout = &s.in[0]->prepared;
-    m.n_tokens = n_tokens;
-    m.scratch = scratch(thread, p_.layout_.matmul);
-
-    const Range r = share(n_out, thread, 4);
+    const Range r = share(s.out->width, thread, packed ? kGroup : 4);
     for (size_t first = r.begin; first < r.end; first += group) {
-        m.n_rows = std::min(group, r.end - first);
-        const bool plain = !s.weight[1] && !s.bias[0] && !s.in[1];
+        const size_t n_rows = std::min(group, r.end - first);
         for (int i = 0; i < 2 && s.weight[i]; ++i) {
-            const WeightView& w = *s.weight[i];
-            m.weights = w.row(first);
-            m.row_bytes = w.row_bytes;
-            m.out = plain ? s.out->row(0) + first : tiles[i];
-            m.out_stride = plain ? n_out : group;
-            k_.matmul[w.type](m);
+            multiply(*s.weight[i], *s.in[0], first, n_rows, n_tokens, thread, tiles[i], group);
             if (s.bias[i]) {
                 for (size_t t = 0; t < n_tokens; ++t)
-                    k_.add(tiles[i] + t * group, s.bias[i] + first, m.n_rows, tiles[i] + t * group);
+                    k_.add(tiles[i] + t * group, s.bias[i] + first, n_rows, tiles[i] + t * group);
             }
         }
-        if (plain) continue;
         for (size_t t = 0; t < n_tokens; ++t) {
             float* out = s.out->row(t) + first;
             const float* tile = tiles[0] + t * group;
             if (s.weight[1]) {
-                k_.gated(s.function, tile, tiles[1] + t * group, m.n_rows, out);
+                k_.gated(s.function, tile, tiles[1] + t * group, n_rows, out);
             } else if (s.in[1]) {
-                k_.add(s.in[1]->row(t) + first, tile, m.n_rows, out);
+                k_.add(s.in[1]->row(t) + first, tile, n_rows, out);
             } else {
-                std::memcpy(out, tile, m.n_rows * sizeof(float));
+                std::memcpy(out, tile, n_rows * sizeof(float));
             }
         }
     }
@@ -324,12 +331,7 @@ int Program::run(const hetrun_batch& batch, hetrun_report& report) {
     const double before = now_s();
     report = hetrun_report{};
     if (const int status = check(batch, report.detail)) return status;
-    if (device_.pid != getpid()) {
-        // A fork has left the workers behind: the child starts its own, and must not join those.
-        const uint32_t n_threads = device_.pool->size();
-        static_cast<void>(device_.pool.release());
-        if (const int status = device_.start(n_threads)) return status;
-    }
+    if (const int status = device_.own_threads()) return status;
     Run run(*this, batch, report);
     device_.pool->run(Run::entry, &run, record_);
     report.seconds = now_s() - before;

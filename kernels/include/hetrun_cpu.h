@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_CPU_ABI 1
+#define HETRUN_CPU_ABI 2
 #define HETRUN_API __attribute__((visibility("default")))
 
 enum hetrun_status {
@@ -46,7 +46,8 @@ enum hetrun_step_kind {
     HETRUN_ROPE_TABLE = 1, /* cosines and sines of rope for the batch's positions */
     HETRUN_PREPARE = 2,    /* scratch = in[0], RMS-normalised with weight[0] and f0 = eps where weight[0] >= 0, quantised to int8
                               (HETRUN_PREPARE_INT8) and kept as float (HETRUN_PREPARE_FLOAT): input of the MATMUL steps after it.
-                              out names the scratch: a value as wide as a prepared row (kernels/cpu/kernels.h) has floats */
+                              out names the scratch: a value as wide as a prepared row and its share of a panel (kernels/cpu/kernels.h)
+                              have floats, with memory for rows in eights */
     HETRUN_MATMUL = 3,     /* out = in[0] weight[0]^T + bias[0] + in[1]; in[0] is the scratch of a PREPARE. With weight[1] >= 0:
                               out = function(in[0] weight[0]^T + bias[0]) * (in[0] weight[1]^T + bias[1]) */
     HETRUN_NORM = 4,       /* out = in[0] RMS-normalised in groups of the width of weight[0]; f0 = eps */
@@ -103,7 +104,12 @@ struct hetrun_weight {
     uint64_t n_rows; /* 1 for vectors */
     uint64_t n_columns;
     uint32_t type; /* GGUF type number */
-    uint32_t reserved;
+    uint32_t flags;
+    uint64_t packed; /* address that hetrun_cpu_pack gave, for matmul; 0: none */
+};
+
+enum hetrun_weight_flag {
+    HETRUN_WEIGHT_OF_FILE = 1 /* in a mapped file: hetrun_cpu_pack may give its pages back */
 };
 
 struct hetrun_rope {
@@ -165,6 +171,12 @@ HETRUN_API void hetrun_cpu_device_destroy(void *device);
 HETRUN_API int hetrun_cpu_state_create(const struct hetrun_kv_spec *spec, void **state);
 HETRUN_API int hetrun_cpu_state_copy(void *state, uint64_t from_slot, uint64_t to_slot, uint64_t n_tokens);
 HETRUN_API void hetrun_cpu_state_destroy(void *state);
+
+/* Packs weights for matmul, and fills in `packed` of each: 0 where its type has no packed form on this device, which then
+   reads the blocks themselves. The packed weights live in `pack`, which must outlive the programs that use them. Embeddings
+   and vectors are always read at `address`. */
+HETRUN_API int hetrun_cpu_pack_create(void *device, struct hetrun_weight *weights, uint64_t n_weights, void **pack);
+HETRUN_API void hetrun_cpu_pack_destroy(void *pack);
 
 /* The tables are copied; memory behind addresses and states must outlive the program. */
 HETRUN_API int hetrun_cpu_program_create(void *device, const struct hetrun_program_spec *spec, uint64_t *detail, void **program);

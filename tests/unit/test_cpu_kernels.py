@@ -9,6 +9,7 @@ import pytest
 from cpu_rig import ISAS, Rig, int8_rounded, nmse, tokens, weight
 
 from hetrun.ops import Add, Bias, Embedding, GatedActivation, MatMul, RmsNorm, Rope, Scale, SelectRows, SoftCap, Value
+from hetrun.tensor import TENSOR_TYPES
 from hetrun.testing.blocks import random_blocks, values_of
 from hetrun_cpu import native
 from hetrun_cpu.steps import FLOAT_TYPES, QUANTISED_TYPES
@@ -18,6 +19,10 @@ X = Value("x", 512)
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def block_size(type_name: str) -> int:
+    return TENSOR_TYPES[type_name].block_size
 
 
 def bound(type_name: str) -> float:
@@ -45,6 +50,20 @@ def test_matmul_of_rows_that_fill_no_vector(type_name: str, width: int, isa: str
     value = Value("x", width)
     with Rig([MatMul("y", value, w)], [value], isa=isa) as rig:
         got = rig.run(tokens(3), x=x)
+        want = int8_rounded(x) @ values_of(w, rig.weights["w"]).T
+    assert nmse(got, want) < bound(type_name)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("n_rows", "n_tokens"), [(1, 8), (16, 9), (33, 21), (70, 1), (70, 16)])
+@pytest.mark.parametrize("type_name", sorted(QUANTISED_TYPES))
+def test_matmul_of_any_number_of_rows_and_tokens_and_more_columns_than_a_chunk(
+    type_name: str, n_rows: int, n_tokens: int, isa: str
+) -> None:
+    width = 2304 if block_size(type_name) == 256 else 1120
+    w, x, value = weight("w", type_name, n_rows, width), normal(n_tokens, width, seed=n_rows), Value("x", width)
+    with Rig([MatMul("y", value, w)], [value], isa=isa, threads=3, max_tokens=21, max_outputs=21) as rig:
+        got = rig.run(tokens(n_tokens), x=x)
         want = int8_rounded(x) @ values_of(w, rig.weights["w"]).T
     assert nmse(got, want) < bound(type_name)
 
@@ -84,7 +103,7 @@ def test_weights_may_lie_at_any_address(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("type_name", ["F16", "Q2_K", "Q4_1", "Q5_0", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize("type_name", ["F16", *sorted(QUANTISED_TYPES)])
 def test_rows_do_not_depend_on_threads_or_on_other_tokens(type_name: str, isa: str) -> None:
     w, x = weight("w", type_name, 37, 512), normal(13, 512)
     results = []
@@ -98,7 +117,7 @@ def test_rows_do_not_depend_on_threads_or_on_other_tokens(type_name: str, isa: s
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("type_name", ["F32", "Q4_1", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("type_name", ["F32", "Q4_1", "Q8_0", "Q2_K", "Q3_K", "Q6_K"])
 def test_a_poisoned_activation_poisons_its_row_alone(type_name: str, poison: float, isa: str) -> None:
     w, x = weight("w", type_name, 6, 512), normal(5, 512)
     x[3, 200] = poison

@@ -25,6 +25,51 @@ inline void store_half(uint8_t* p, Vf a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 #define HETRUN_VECTOR_HALF 1
+inline Vi load_u8(const uint8_t* p) {
+    return (Vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vi load_i8(const uint8_t* p) {
+    return (Vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+
+#define HETRUN_QUANTIZE 1
+// The largest of 32 magnitudes, as bits.
+inline int32_t largest_bits(const float* x) {
+    const __m256i sign = _mm256_set1_epi32(0x7fffffff);
+    const auto magnitudes = [&](int i) {
+        return _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 8 * i)), sign);
+    };
+    const __m256i all = _mm256_max_epi32(_mm256_max_epi32(magnitudes(0), magnitudes(1)), _mm256_max_epi32(magnitudes(2), magnitudes(3)));
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return _mm_cvtsi128_si32(m);
+}
+// 16 codes of x * inverse, and their sum. Adding 1.5 * 2^23 rounds to the nearest integer, ties to even.
+inline int32_t quantize16(const float* x, float inverse, int8_t* codes) {
+    const __m256 factor = _mm256_set1_ps(inverse), round = _mm256_set1_ps(12582912.0f);
+    const __m256i bias = _mm256_set1_epi32(0x4b400000);
+    const auto eight = [&](const float* from) {
+        const __m256 rounded = _mm256_add_ps(_mm256_mul_ps(_mm256_loadu_ps(from), factor), round);
+        return _mm256_sub_epi32(_mm256_castps_si256(rounded), bias);
+    };
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(eight(x), eight(x + 8)), 0xd8);
+    const __m128i q = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), q);
+    const __m128i sums = _mm_sad_epu8(_mm_xor_si128(q, _mm_set1_epi8(-128)), _mm_setzero_si128());
+    return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
+}
+
+#define HETRUN_PACKED 1
+constexpr bool kWideDot = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
+constexpr int kTileVectors = 2, kTilePanelTokens = 4;
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
+    return acc + (Vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
+    return dot_unsigned(acc, (Vi)_mm256_abs_epi8((__m256i)codes), (Vi)_mm256_sign_epi8((__m256i)activations, (__m256i)codes));
+}
 
 constexpr int kTileRows = 4, kTileTokens = 2;
 // VPMADDUBSW wants unsigned weights and saturates at 16 bits: codes of up to 6 bits stay biased, Q8_0 stays signed.

@@ -28,6 +28,41 @@ inline void store_half(uint8_t* p, Vf a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 #define HETRUN_VECTOR_HALF 1
+inline Vi load_u8(const uint8_t* p) {
+    return (Vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vi load_i8(const uint8_t* p) {
+    return (Vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+#define HETRUN_QUANTIZE 1
+// The largest of 32 magnitudes, as bits.
+inline int32_t largest_bits(const float* x) {
+    const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+    const __m512i both = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x), sign),
+                                          _mm512_and_si512(_mm512_loadu_si512(x + 16), sign));
+    const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(both), _mm512_maskz_extracti32x8_epi32(0xff, both, 1));
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return _mm_cvtsi128_si32(m);
+}
+// 16 codes of x * inverse, and their sum. Adding 1.5 * 2^23 rounds to the nearest integer, ties to even.
+inline int32_t quantize16(const float* x, float inverse, int8_t* codes) {
+    const __m512 rounded = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inverse)), _mm512_set1_ps(12582912.0f));
+    const __m128i q = _mm512_maskz_cvtepi32_epi8(0xffff, _mm512_castps_si512(rounded));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), q);
+    const __m128i sums = _mm_sad_epu8(_mm_xor_si128(q, _mm_set1_epi8(-128)), _mm_setzero_si128());
+    return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
+}
+
+#define HETRUN_PACKED 1
+constexpr bool kWideDot = true;  // codes of 8 bits are as good as any
+constexpr int kTileVectors = 2, kTilePanelTokens = 8;
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
+    return (Vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, (__m512i)activations);
+}
+inline Vi dot_signed(Vi acc, Vi, Vi) { return acc; }
 
 constexpr int kTileRows = 4, kTileTokens = 4;
 // VPDPBUSD wants unsigned weights; the bias is taken back from the accumulator, in integers.

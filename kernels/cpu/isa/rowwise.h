@@ -4,7 +4,7 @@
 namespace hetrun::cpu {
 namespace {
 
-inline Vf splat(float x) { return Vf{} + x; }
+inline Vf splat(float x) { return x - Vf{}; }  // Vf{} + x would turn -0 into 0, which costs an addition
 inline Vi splat_int(int32_t x) { return Vi{} + x; }
 inline Vf as_floats(Vi v) { return reinterpret_cast<Vf>(v); }
 inline Vi as_ints(Vf v) { return reinterpret_cast<Vi>(v); }
@@ -21,46 +21,58 @@ inline float rounded_half(float x) {
     return x;
 }
 
+#ifndef HETRUN_QUANTIZE
+inline int32_t largest_bits(const float* x) {
+    int32_t largest = 0;
+    for (int i = 0; i < 32; ++i) {
+        int32_t bits;
+        std::memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+inline int32_t quantize16(const float* x, float inverse, int8_t* codes) {
+    int32_t q[16], sum = 0;
+    for (int i = 0; i < 16; ++i) {
+        const float rounded = x[i] * inverse + kRound;
+        std::memcpy(q + i, &rounded, 4);
+        q[i] -= 0x4b400000;
+    }
+    for (int i = 0; i < 16; ++i) {
+        codes[i] = static_cast<int8_t>(q[i]);
+        sum += q[i];
+    }
+    return sum;
+}
+#endif
+
 void prepare_int8(const float* x, const PreparedLayout& layout, uint8_t* out) {
     int8_t* codes = reinterpret_cast<int8_t*>(out);
     float* scales = reinterpret_cast<float*>(out + layout.scale);
     float* sums32 = reinterpret_cast<float*>(out + layout.sum32);
     float* half_sums32 = reinterpret_cast<float*>(out + layout.half_sum32);
     float* sums16 = reinterpret_cast<float*>(out + layout.sum16);
+    int32_t* neg32 = reinterpret_cast<int32_t*>(out + layout.neg32);
+    int32_t* neg16 = reinterpret_cast<int32_t*>(out + layout.neg16);
     const size_t n_blocks = layout.n / 32;
     for (size_t b = 0; b < n_blocks; ++b) {
-        const float* from = x + 32 * b;
         // Magnitudes compare as integers, where NaN and infinity are the largest and none gets lost.
-        int32_t largest = 0;
-        for (int i = 0; i < 32; ++i) {
-            int32_t bits;
-            std::memcpy(&bits, from + i, 4);
-            bits &= 0x7fffffff;
-            largest = bits > largest ? bits : largest;
-        }
+        const int32_t largest = largest_bits(x + 32 * b);
         float magnitude;
         std::memcpy(&magnitude, &largest, 4);
-        float scale = magnitude / 127.0f, inverse = 127.0f / magnitude;
-        if (largest >= 0x7f800000) {
-            scale = __builtin_nanf("");
-            inverse = 0.0f;
-        } else if (magnitude < 1e-35f) {  // the inverse would overflow
-            scale = inverse = 0.0f;
-        }
-        int32_t q[32];
-        for (int i = 0; i < 32; ++i) {
-            const float rounded = from[i] * inverse + kRound;
-            std::memcpy(q + i, &rounded, 4);
-            q[i] -= 0x4b400000;
-        }
-        if (inverse == 0.0f) std::memset(q, 0, sizeof q);
+        float scale = magnitude / 127.0f;
         int32_t sum[2] = {0, 0};
-        for (int half_block = 0; half_block < 2; ++half_block) {
-            for (int i = 0; i < 16; ++i) {
-                codes[32 * b + 16 * half_block + i] = static_cast<int8_t>(q[16 * half_block + i]);
-                sum[half_block] += q[16 * half_block + i];
-            }
+        if (largest < 0x7f800000 && magnitude >= 1e-35f) {
+            const float inverse = 127.0f / magnitude;
+            for (size_t i = 0; i < 2; ++i) sum[i] = quantize16(x + 32 * b + 16 * i, inverse, codes + 32 * b + 16 * i);
+        } else {
+            std::memset(codes + 32 * b, 0, 32);
+            scale = largest >= 0x7f800000 ? __builtin_nanf("") : 0.0f;  // of tiny numbers the inverse would overflow
         }
+        neg16[2 * b] = -sum[0];
+        neg16[2 * b + 1] = -sum[1];
+        neg32[b] = -(sum[0] + sum[1]);
         half_sums32[b] = rounded_half(scale * static_cast<float>(sum[0] + sum[1]));
         scale = rounded_half(scale);
         scales[b] = scale;
@@ -70,6 +82,29 @@ void prepare_int8(const float* x, const PreparedLayout& layout, uint8_t* out) {
     }
     for (size_t b = n_blocks; b < round_up(n_blocks, 16); ++b) {
         scales[b] = sums32[b] = half_sums32[b] = sums16[2 * b] = sums16[2 * b + 1] = 0.0f;
+    }
+}
+
+// One row into its place in the panel of 8 tokens.
+void fill_panel(const uint8_t* row, const PreparedLayout& layout, size_t token, uint8_t* panel) {
+    const float* scales = reinterpret_cast<const float*>(row + layout.scale);
+    const float* sums32 = reinterpret_cast<const float*>(row + layout.sum32);
+    const float* half_sums32 = reinterpret_cast<const float*>(row + layout.half_sum32);
+    const float* sums16 = reinterpret_cast<const float*>(row + layout.sum16);
+    const int32_t* neg32 = reinterpret_cast<const int32_t*>(row + layout.neg32);
+    const int32_t* neg16 = reinterpret_cast<const int32_t*>(row + layout.neg16);
+    PanelBlock* blocks = reinterpret_cast<PanelBlock*>(panel);
+    for (size_t b = 0; b < layout.n / 32; ++b) {
+        PanelBlock& to = blocks[b];
+        for (size_t j = 0; j < 8; ++j) std::memcpy(to.codes[j][token], row + 32 * b + 4 * j, 4);
+        to.scale[token] = scales[b];
+        to.half_sum32[token] = half_sums32[b];
+        to.sum32[token] = sums32[b];
+        to.neg32[token] = neg32[b];
+        for (size_t i = 0; i < 2; ++i) {
+            to.neg16[i][token] = neg16[2 * b + i];
+            to.sum16[i][token] = sums16[2 * b + i];
+        }
     }
 }
 

@@ -9,6 +9,9 @@
 #include "matmul.h"
 #include "rowwise.h"
 #include "attend.h"
+#ifdef HETRUN_PACKED
+#include "packed.h"
+#endif
 // clang-format on
 
 namespace hetrun::cpu {
@@ -26,6 +29,29 @@ constexpr void enter_floats(Kernels& k, TensorType type) {
     k.dequantize[static_cast<size_t>(type)] = dequantize_floats<Row>;
 }
 
+#ifdef HETRUN_PACKED
+template <class Packed>
+constexpr void enter_packed(Kernels& k, TensorType type) {
+    k.gemv[static_cast<size_t>(type)] = gemv<Packed>;
+    k.gemm[static_cast<size_t>(type)] = gemm<Packed>;
+}
+
+constexpr void enter_all_packed(Kernels& k) {
+    enter_packed<PackedQ4_0>(k, TensorType::Q4_0);
+    enter_packed<PackedQ4_1>(k, TensorType::Q4_1);
+    enter_packed<PackedQ5_0>(k, TensorType::Q5_0);
+    enter_packed<PackedQ5_1>(k, TensorType::Q5_1);
+    enter_packed<PackedQ8_0>(k, TensorType::Q8_0);
+    enter_packed<PackedQ2_K>(k, TensorType::Q2_K);
+    enter_packed<PackedQ3_K>(k, TensorType::Q3_K);
+    enter_packed<PackedQ4_K>(k, TensorType::Q4_K);
+    enter_packed<PackedQ5_K>(k, TensorType::Q5_K);
+    enter_packed<PackedQ6_K>(k, TensorType::Q6_K);
+}
+#else
+constexpr void enter_all_packed(Kernels&) {}  // rows as GGUF has them
+#endif
+
 constexpr Kernels table() {
     Kernels k{};
     enter_floats<RowF32>(k, TensorType::F32);
@@ -41,7 +67,9 @@ constexpr Kernels table() {
     enter<CodecQ4_K>(k, TensorType::Q4_K);
     enter<CodecQ5_K>(k, TensorType::Q5_K);
     enter<CodecQ6_K>(k, TensorType::Q6_K);
+    enter_all_packed(k);
     k.prepare_int8 = prepare_int8;
+    k.fill_panel = fill_panel;
     k.rms_norm = rms_norm;
     k.gated = gated;
     k.add = add;

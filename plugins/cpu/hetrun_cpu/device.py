@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.ops import KvSpec
+from hetrun.tensor import Weight
 from hetrun_cpu import native
 from hetrun_cpu.program import CpuProgram
 from hetrun_cpu.steps import KV_FORMATS, Kind, pack
@@ -125,6 +126,30 @@ class _BatchView:
         self.reference = ctypes.byref(self.native)
 
 
+class _Pack:
+    """Weights packed by one call; they live as long as this object."""
+
+    def __init__(self, device: int, weights: Sequence[native.Weight]) -> None:
+        self._handle = ctypes.c_void_p()
+        table = (native.Weight * len(weights))(*weights)
+        status = native.library().hetrun_cpu_pack_create(device, table, len(weights), ctypes.byref(self._handle))
+        native.check(status, "packing weights")
+        self.addresses = [int(w.packed) for w in table]
+
+    def __del__(self) -> None:
+        handle, self._handle = self._handle, ctypes.c_void_p()
+        if handle:
+            native.library().hetrun_cpu_pack_destroy(handle)
+
+
+class _PackedWeight:
+    """A weight as the matmul kernels read it: its address, or 0 where its type has no packed form."""
+
+    def __init__(self, pack: _Pack, address: int) -> None:
+        self._pack = pack
+        self.address = address
+
+
 class CpuExecutable:
     """A program bound to weights, buffers and states. Closing any of those states closes it too."""
 
@@ -135,21 +160,29 @@ class CpuExecutable:
         self._name = program.segment.name
         self._handle = ctypes.c_void_p()
         self._pins: list[native.Pinned] = []
+        self._packed: Mapping[str, _PackedWeight] = {}
         self._report = native.Report()
         self._report_reference = ctypes.byref(self._report)
         try:
-            self._create(handle, program, weights, bindings)
+            self._create(device, handle, program, weights, bindings)
         except BaseException:
             self.close()
             raise
 
-    def _create(self, device: int, program: CpuProgram, weights: Mapping[str, memoryview], bindings: Bindings) -> None:
+    def _create(
+        self, device: CpuDevice, handle: int, program: CpuProgram, weights: Mapping[str, memoryview], bindings: Bindings
+    ) -> None:
         states = [_state(bindings, kv, self._name) for kv in program.states]
         value_index = {v.name: i for i, v in enumerate(program.values)}
         weight_index = {w.name: i for i, w in enumerate(program.weights)}
         state_index = {kv.name: i for i, kv in enumerate(program.states)}
         handles = (ctypes.c_void_p * max(1, len(states)))(*(s.handle for s in states))
         frequencies = (ctypes.c_double * max(1, len(program.frequencies)))(*program.frequencies)
+        table = (native.Weight * max(1, len(program.weights)))(*(self._weight(w, weights) for w in program.weights))
+        multiplied = {w.name: table[weight_index[w.name]] for w in program.multiplied}
+        self._packed = device.packed(multiplied)
+        for name, packed in self._packed.items():
+            multiplied[name].packed = packed.address
         spec = native.Spec(
             b"".join(pack(s, value_index, weight_index, state_index) for s in program.steps),
             b"".join(
@@ -163,12 +196,7 @@ class CpuExecutable:
                 )
                 for v in program.values
             ),
-            b"".join(
-                struct.pack(
-                    "<QQQQII", *self._weight(w.name, w.nbytes, weights), _rows(w.shape), w.shape[-1], w.type.id, 0
-                )
-                for w in program.weights
-            ),
+            table,
             b"".join(struct.pack("<QIIfI", r.offset, r.first, r.n_pairs, r.magnitude, 0) for r in program.ropes),
             frequencies,
             handles,
@@ -184,7 +212,7 @@ class CpuExecutable:
         )
         detail = ctypes.c_uint64()
         status = native.library().hetrun_cpu_program_create(
-            device, ctypes.byref(spec), ctypes.byref(detail), ctypes.byref(self._handle)
+            handle, ctypes.byref(spec), ctypes.byref(detail), ctypes.byref(self._handle)
         )
         native.check(status, f"segment {self._name}", detail.value)
         for state in states:
@@ -202,13 +230,16 @@ class CpuExecutable:
             )
         return self._pin(view, writable=True).address
 
-    def _weight(self, name: str, nbytes: int, weights: Mapping[str, memoryview]) -> tuple[int, int]:
-        view = weights.get(name)
-        if view is None or view.nbytes != nbytes:
+    def _weight(self, weight: Weight, weights: Mapping[str, memoryview]) -> native.Weight:
+        view = weights.get(weight.name)
+        if view is None or view.nbytes != weight.nbytes:
             held = "nothing" if view is None else f"{view.nbytes} bytes"
-            raise DeviceError(f"segment {self._name}: weight {name} has {nbytes} bytes, but was given {held}")
+            raise DeviceError(
+                f"segment {self._name}: weight {weight.name} has {weight.nbytes} bytes, but was given {held}"
+            )
         pin = self._pin(view)
-        return pin.address, pin.nbytes
+        flags = native.WEIGHT_OF_FILE if isinstance(view.obj, mmap.mmap) and view.readonly else 0
+        return native.Weight(pin.address, pin.nbytes, _rows(weight.shape), weight.shape[-1], weight.type.id, flags, 0)
 
     def _pin(self, view: memoryview, writable: bool = False) -> native.Pinned:
         pin = native.Pinned(view, writable)
@@ -234,6 +265,7 @@ class CpuExecutable:
         for pin in self._pins:
             pin.close()
         self._pins.clear()
+        self._packed = {}
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -249,6 +281,8 @@ class CpuDevice:
         self._counting = bool(info.model.get("counters", 0.0))
         self._events: list[RunEvent] = []
         self._view: _BatchView | None = None
+        # An executable keeps the blocks where they are while it lives, and with it the entry: addresses tell them apart.
+        self._packed: weakref.WeakValueDictionary[tuple[str, int, int], _PackedWeight] = weakref.WeakValueDictionary()
         self._parts: weakref.WeakSet[HostBuffer | CpuState | CpuExecutable] = weakref.WeakSet()
         threads, isa = int(info.model["threads"]), int(info.model["isa"])
         if not 1 <= threads <= 1024:
@@ -281,6 +315,17 @@ class CpuDevice:
         executable = CpuExecutable(self, handle, program, weights, bindings)
         self._parts.add(executable)
         return executable
+
+    def packed(self, weights: Mapping[str, native.Weight]) -> dict[str, _PackedWeight]:
+        """The packed form of each weight, for as long as the caller keeps it. Executables given the same blocks share it."""
+        keys = {name: (name, int(w.address), int(w.nbytes)) for name, w in weights.items()}
+        found = {name: self._packed[key] for name, key in keys.items() if key in self._packed}
+        new = [name for name in weights if name not in found]
+        if new:
+            made = _Pack(self._open_handle(), [weights[name] for name in new])
+            for name, address in zip(new, made.addresses, strict=True):
+                self._packed[keys[name]] = found[name] = _PackedWeight(made, address)
+        return found
 
     def view_of(self, batch: Batch) -> _BatchView:
         view = self._view

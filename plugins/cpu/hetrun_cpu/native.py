@@ -9,7 +9,7 @@ from typing import Any
 
 from hetrun.errors import AllocationError, DeviceError, HetrunError
 
-ABI = 1
+ABI = 2
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
 ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod")
 STEP_KINDS = 14
@@ -34,11 +34,27 @@ class Report(ctypes.Structure):
     ]
 
 
+class Weight(ctypes.Structure):
+    _fields_ = [
+        ("address", ctypes.c_uint64),
+        ("nbytes", ctypes.c_uint64),
+        ("n_rows", ctypes.c_uint64),
+        ("n_columns", ctypes.c_uint64),
+        ("type", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("packed", ctypes.c_uint64),
+    ]
+
+
+WEIGHT_OF_FILE = 1
+"""Flag of a weight in a mapped file."""
+
+
 class Spec(ctypes.Structure):
     _fields_ = [
         ("steps", ctypes.c_char_p),
         ("values", ctypes.c_char_p),
-        ("weights", ctypes.c_char_p),
+        ("weights", ctypes.POINTER(Weight)),
         ("ropes", ctypes.c_char_p),
         ("frequencies", ctypes.POINTER(ctypes.c_double)),
         ("states", ctypes.POINTER(ctypes.c_void_p)),
@@ -83,6 +99,8 @@ def library() -> ctypes.CDLL:
         "hetrun_cpu_state_create": (i32, [ctypes.POINTER(u64), out]),
         "hetrun_cpu_state_copy": (i32, [pointer, u64, u64, u64]),
         "hetrun_cpu_state_destroy": (None, [pointer]),
+        "hetrun_cpu_pack_create": (i32, [pointer, ctypes.POINTER(Weight), u64, out]),
+        "hetrun_cpu_pack_destroy": (None, [pointer]),
         "hetrun_cpu_program_create": (i32, [pointer, ctypes.POINTER(Spec), ctypes.POINTER(u64), out]),
         "hetrun_cpu_program_destroy": (None, [pointer]),
         "hetrun_cpu_run": (i32, [pointer, ctypes.POINTER(Batch), ctypes.POINTER(Report)]),

@@ -11,7 +11,7 @@ from hetrun.ops import Attention, KvSpec
 from hetrun.tensor import Weight
 from hetrun_cpu.arena import lifetimes, place, with_barriers
 from hetrun_cpu.lower import Lowered, lower, weights_of
-from hetrun_cpu.steps import Step
+from hetrun_cpu.steps import PANEL_TOKENS, Kind, Step
 
 SPACE = "host"
 
@@ -51,6 +51,12 @@ class CpuProgram:
     frequencies: tuple[float, ...]
     arena_bytes: int
 
+    @property
+    def multiplied(self) -> tuple[Weight, ...]:
+        """The weights that matmuls read."""
+        found = {w.name: w for step in self.steps if step.kind is Kind.MATMUL for w in step.weights if w is not None}
+        return tuple(found.values())
+
 
 def compile_segment(segment: Segment) -> CpuProgram:
     """Pure and deterministic. DeviceError where the segment's values do not hang together."""
@@ -60,8 +66,9 @@ def compile_segment(segment: Segment) -> CpuProgram:
     lives = lifetimes(steps, phases)
 
     bound = {v.name for v in (*segment.inputs, *segment.outputs)}
+    scratch = {s.out for s in steps if s.kind is Kind.PREPARE}
     nbytes = {
-        name: 4 * width * segment.max_rows(rows)
+        name: 4 * width * _memory_rows(segment.max_rows(rows), name in scratch)
         for name, (width, rows) in lowered.widths.items()
         if name in lives or name in bound
     }
@@ -91,6 +98,10 @@ def compile_segment(segment: Segment) -> CpuProgram:
         frequencies,
         arena_bytes,
     )
+
+
+def _memory_rows(rows: int, scratch: bool) -> int:
+    return -(-rows // PANEL_TOKENS) * PANEL_TOKENS if scratch else rows
 
 
 def _check_connected(segment: Segment, lowered: Lowered) -> None:

@@ -42,11 +42,17 @@ FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 QUANTISED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
 
 
+PANEL_TOKENS = 8
+"""The scratch of a PREPARE has memory for rows in multiples of this."""
+
+
 def prepared_width(width: int, int8: bool, floats: bool) -> int:
-    """Floats that a row of `width` activations takes once prepared (PreparedLayout in kernels/cpu/kernels.h)."""
+    """Floats that a row of `width` activations takes once prepared, its share of a panel included
+    (PreparedLayout in kernels/cpu/kernels.h).
+    """
     nbytes = 0
     if int8:
-        nbytes += _round_up(width, 64) + 5 * 4 * _round_up(width // 32, 16)
+        nbytes += _round_up(width, 64) + 8 * 4 * _round_up(width // 32, 16) + 64 * (width // 32)
     if floats:
         nbytes += 4 * _round_up(width, 16)
     return nbytes // 4

@@ -1,0 +1,48 @@
+// Weights as the packed kernels read them ("L16"): groups of 16 rows, block after block of the 16, with the bytes that GGUF
+// has. Within a block each field of the 16 rows stands together: halves and single bytes row by row, codes as 32-bit lanes,
+// lane r of a vector being four consecutive codes (in the bits that GGUF gives them) of row r. So scales are loaded as
+// vectors, and a dot product of four codes and a broadcast of four activations serves 16 rows.
+//
+// Fields in order: d, dmin or m | scales | high bits | codes. Changed from GGUF: codes of Q8_0 have 128 added; the high bits of
+// Q5_0 and Q5_1 stand so that bit j of byte c of a lane is that of code 4j + c.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "hetrun_cpu.h"
+#include "kernels.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace hetrun::cpu {
+
+constexpr size_t kGroup = 16;
+
+// Bytes of a group of rows, or 0 where a type has no packed form.
+size_t packed_group_bytes(uint32_t type, size_t n_columns);
+
+// Packed weights of one call, in one block of memory.
+class Pack {
+public:
+    // Fills in `packed` of each weight that has kernels for its packed form, 0 for the others. Returns a hetrun_status.
+    int build(const Kernels& kernels, Pool& pool, hetrun_weight* weights, size_t n);
+
+private:
+    struct Job {
+        const hetrun_weight* weight;
+        size_t group_bytes, row_bytes;
+        bool release;
+    };
+
+    static void entry(void* self, uint32_t thread);
+    void work(uint32_t thread) const;
+
+    Memory memory_;
+    std::vector<Job> jobs_;
+    std::vector<uint8_t> zeros_;  // a row beyond the last
+    const Pool* pool_ = nullptr;
+};
+
+}  // namespace hetrun::cpu
