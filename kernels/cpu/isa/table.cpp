@@ -47,8 +47,12 @@ constexpr Kernels table() {
     k.add = add;
     k.scale = scale;
     k.soft_cap = soft_cap;
-    k.kv_store = kv_store;
+    k.kv_store_key = kv_store_key;
+    k.kv_store_value = kv_store_value;
     k.attend = attend;
+    k.attend_merge = attend_merge;
+    k.attend_finish = attend_finish;
+    k.hadamard = hadamard;
     return k;
 }
 
