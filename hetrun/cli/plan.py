@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     help="Length of the answer to plan for.",
 )  # fmt: skip
 @options.context()
-@options.kv_type
+@options.cache
 @click.option("--save", metavar="FILE", help="Write the plan to a file, for --plan of other verbs.")
 @click.option("--explain", metavar="OP", help="Show what each device would take for one op, or why it refuses.")
 @options.common
@@ -57,6 +57,7 @@ def command(
     gen_tokens: int,
     n_ctx: int | None,
     kv_type: str,
+    attention: options.Attention,
     save: str | None,
     explain: str | None,
 ) -> None:
@@ -73,7 +74,7 @@ def command(
     show_log()
     parsed = [Pin.parse(p) for p in pins]
     path = resolve_model(model)
-    choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx)
+    choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx, attention=attention)
     registry = Registry.load()
     with ModelFile.open(path) as file:
         graph = api.graph_of(file, graph_options(choice), registry)

@@ -53,7 +53,10 @@ def _round_to_4_bits(x: F32Array) -> F32Array:
 
 
 def hadamard(x: F32Array) -> F32Array:
-    """x H / sqrt(n), H the Hadamard matrix in the order of Sylvester: its own inverse.   x: [..., n], n a power of two."""
+    """x H / sqrt(n), H the Hadamard matrix in the order of Sylvester: its own inverse.
+
+    x: [..., n], n a power of two.
+    """
     n, apart = x.shape[-1], 1
     while apart < n:
         pairs = x.reshape(*x.shape[:-1], n // (2 * apart), 2, apart)
