@@ -127,7 +127,7 @@ struct Decoded {
     size_t code_stride, scale_stride;
 };
 
-constexpr size_t kTypes = 31;
+constexpr size_t kTypes = 40;
 
 struct Kernels {
     void (*matmul[kTypes])(const MatmulArgs&);                         // by GGUF type, null where there is none

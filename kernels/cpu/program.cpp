@@ -30,6 +30,11 @@ BlockSize block_size(uint32_t type) {
         case TensorType::Q4_K: return {256, sizeof(BlockQ4_K)};
         case TensorType::Q5_K: return {256, sizeof(BlockQ5_K)};
         case TensorType::Q6_K: return {256, sizeof(BlockQ6_K)};
+        case TensorType::IQ4_NL: return {32, sizeof(BlockIQ4_NL)};
+        case TensorType::IQ4_XS: return {256, sizeof(BlockIQ4_XS)};
+        case TensorType::TQ1_0: return {256, sizeof(BlockTQ1_0)};
+        case TensorType::TQ2_0: return {256, sizeof(BlockTQ2_0)};
+        case TensorType::MXFP4: return {32, sizeof(BlockMXFP4)};
     }
     return {0, 0};
 }

@@ -41,6 +41,11 @@ constexpr Kernels table() {
     enter<CodecQ4_K>(k, TensorType::Q4_K);
     enter<CodecQ5_K>(k, TensorType::Q5_K);
     enter<CodecQ6_K>(k, TensorType::Q6_K);
+    enter<CodecIQ4_NL>(k, TensorType::IQ4_NL);
+    enter<CodecIQ4_XS>(k, TensorType::IQ4_XS);
+    enter<CodecTQ1_0>(k, TensorType::TQ1_0);
+    enter<CodecTQ2_0>(k, TensorType::TQ2_0);
+    enter<CodecMXFP4>(k, TensorType::MXFP4);
     k.prepare_int8 = prepare_int8;
     k.rms_norm = rms_norm;
     k.gated = gated;
