@@ -53,6 +53,8 @@ def load(
     pins: Sequence[str] = (),
     plan: Plan | None = None,
     kv_format: str = "f16",
+    window: int = 0,
+    sink: int = 0,
     max_tokens_per_step: int = 512,
     system: SystemConfig | None = None,
     driver_settings: Mapping[str, Mapping[str, object]] | None = None,
@@ -65,7 +67,9 @@ def load(
     devices: ids or driver names ("cpu", "reference"); None takes every device that is here.
     n_ctx: tokens a sequence may reach; 0 takes the model's own, at most 4096.   n_slots: sequences held at once.
     threads: for devices that have a choice.   pins: "PATTERN=DEVICE" over op names.   plan: a saved plan instead.
-    kv_format: how keys and values are kept, "f16" or what else the devices offer.
+    kv_format: how keys and values are kept, "f16" or what else the devices offer ("f32", "q8_0", "kv4", "kv4h").
+    window, sink: each token attends to the last `window` tokens and the first `sink`, so that memory and time of a
+    long context grow with those alone; window 0 attends to all.
     system: devices, their settings, memory and links (`hetrun.config.load_system`).
     driver_settings: more settings, a table for each driver name.   registry: the plugins, if not those installed.
     encode: makes the ids of a first prompt in a child process meanwhile; `Model.encoded()` gives its result.
@@ -73,7 +77,9 @@ def load(
     Raises subclasses of `hetrun.errors.HetrunError`.
     """
     registry = registry or Registry.load()
-    options = GraphOptions(n_ctx=n_ctx, n_slots=n_slots, max_tokens=max_tokens_per_step, kv_format=kv_format)
+    options = GraphOptions(
+        n_ctx=n_ctx, n_slots=n_slots, max_tokens=max_tokens_per_step, kv_format=kv_format, window=window, sink=sink
+    )
     with ExitStack() as resources:
         path = resolve_model(os.fspath(path_or_name))
         file = resources.enter_context(ModelFile.open(path))

@@ -46,7 +46,9 @@ class Workload:
         return self.n_tokens if rows == "tokens" else self.n_outputs
 
 
-KV_FORMAT_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5}
+# Bits of an element, those of its block's scale among them. kv4 and kv4h have 32 more for each head and token.
+KV_FORMAT_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "kv4": 4.0, "kv4h": 4.0}
+_KV_HEAD_BITS = {"kv4": 32, "kv4h": 32}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class KvSpec:
     n_slots: sequences.   n_ctx: tokens a sequence may reach.   window: 0 means full attention.
     slack: cells beyond sink + window, at least max(max_tokens, max_rollback) - 1, so that a chunk never overwrites a
     key that one of its queries still sees, and a rollback finds its keys.
+    format: how each head's key and value is rounded when it is stored; `hetrun.reference.kv` has the meaning.
     """
 
     name: str
@@ -75,6 +78,18 @@ class KvSpec:
                 raise GraphError(f"{self.name}: {field} must be at least 1, not {getattr(self, field)}")
         if min(self.sink, self.window, self.slack) < 0:
             raise GraphError(f"{self.name}: sink, window and slack must not be negative")
+
+    @property
+    def format_refusal(self) -> str | None:
+        """Why heads of this size cannot be stored in this format, or None."""
+        n = self.head_dim
+        if self.format == "q8_0" and n % 32:
+            return f"KV format q8_0 needs heads of a multiple of 32, not {n}"
+        if self.format == "kv4" and n % 2:
+            return f"KV format kv4 needs heads of an even size, not {n}"
+        if self.format == "kv4h" and (n < 2 or n & (n - 1)):
+            return f"KV format kv4h needs heads of a power of two, not {n}"
+        return None
 
     @property
     def width(self) -> int:
@@ -102,7 +117,8 @@ class KvSpec:
 
     def token_bytes(self) -> int:
         """Bytes of one token's key and value."""
-        return int(2 * self.width * KV_FORMAT_BITS.get(self.format, 16.0) / 8)
+        head_bits = self.head_dim * KV_FORMAT_BITS.get(self.format, 16.0) + _KV_HEAD_BITS.get(self.format, 0)
+        return int(2 * self.n_heads_kv * head_bits / 8)
 
     @property
     def nbytes(self) -> int:

@@ -44,6 +44,7 @@ def command(
     pins: tuple[str, ...],
     plan_file: str | None,
     kv_type: str,
+    attention: options.Attention,
 ) -> None:
     """Measures prefill (pp: a prompt in one go) and decode (tg: one token a step) on random tokens.
 
@@ -57,7 +58,7 @@ def command(
     n_ctx = n_ctx or max(prompt_tokens, gen_tokens + 1)
     tests = [(bench_prefill, prompt_tokens), (bench_decode, gen_tokens)]
     records = []
-    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx)) as loaded:
+    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)) as loaded:
         for bench, n in tests:
             if n:
                 print(f"running {bench.__name__.removeprefix('bench_')} of {n} tokens", file=sys.stderr)

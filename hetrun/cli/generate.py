@@ -47,6 +47,7 @@ def command(
     pins: tuple[str, ...],
     plan_file: str | None,
     kv_type: str,
+    attention: options.Attention,
     **sampling: Any,
 ) -> int:
     """Continues a prompt, and prints the text as it comes. Figures go to stderr, or with --json into the result.
@@ -64,7 +65,7 @@ def command(
     text = options.text_or_stdin(prompt, "--prompt")
     as_json = options.flags().json
     started = time.perf_counter()
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx)
+    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
     # In a child process: what encoding needs is as large as a small model's KV cache, and not wanted again.
     with load_model(model, choice, lambda t: t.encode(text, parse_special=parse_special)) as loaded:
         ids = loaded.encoded()

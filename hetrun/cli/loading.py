@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hetrun import api
+from hetrun.cli.options import FULL_ATTENTION, Attention
 from hetrun.errors import DeviceError, HetrunError, PlanError, PluginError, UsageError
 from hetrun.model.architectures import GraphOptions
 from hetrun.model.catalog import resolve_model
@@ -32,6 +33,7 @@ class Choice:
     plan_file: str | None = None
     kv_type: str = "f16"
     n_ctx: int | None = None
+    attention: Attention = FULL_ATTENTION
 
 
 def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], list[int]] | None = None) -> api.Model:
@@ -54,6 +56,8 @@ def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], 
             pins=choice.pins,
             plan=plan,
             kv_format=choice.kv_type,
+            window=choice.attention.window,
+            sink=choice.attention.sink,
             registry=registry,
             encode=encode,
         )
@@ -73,7 +77,8 @@ def planned_devices(choice: Choice, registry: Registry) -> list[FoundDevice]:
 
 
 def graph_options(choice: Choice) -> GraphOptions:
-    return GraphOptions(n_ctx=choice.n_ctx or 0, kv_format=choice.kv_type)
+    attention = choice.attention
+    return GraphOptions(n_ctx=choice.n_ctx or 0, kv_format=choice.kv_type, window=attention.window, sink=attention.sink)
 
 
 def read_plan(path: str) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def devices(function: F) -> F:
 
 
 def placement(function: F) -> F:
-    """The options of `devices`, --pin, --plan and --kv-type."""
+    """The options of `devices`, --pin, --plan, --kv-type and --attention."""
     return _apply(
         function,
         devices,
@@ -102,13 +103,57 @@ def placement(function: F) -> F:
             help="Run the ops of that name on that device, such as 'blk.*.ffn_*=reference'; repeatable.",
         ),
         click.option("--plan", "plan_file", metavar="FILE", help='Use the plan that "hetrun plan --save" wrote.'),
-        kv_type,
+        cache,
     )  # fmt: skip
 
 
-kv_type = click.option(
-    "--kv-type", default="f16", show_default=True, metavar="FORMAT", help="How keys and values are kept."
-)
+@dataclass(frozen=True)
+class Attention:
+    """What --attention says: a token attends to the last `window` tokens and the first `sink`.   window 0: to all."""
+
+    sink: int = 0
+    window: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Attention:
+        """Reads "full", "window=2044" or "sink=4,window=2044"; UsageError where it is none of them."""
+        remedy = "write full, window=2044 or sink=4,window=2044"
+        if text == "full":
+            return cls()
+        numbers: dict[str, int] = {}
+        for part in text.split(","):
+            name, equals, value = part.strip().partition("=")
+            if name not in ("sink", "window") or not equals:
+                near = difflib.get_close_matches(name, ("full", "sink", "window"), n=1)
+                hint = f"did you mean {near[0]!r}? " if near and near[0] != name else ""
+                raise UsageError(f"--attention {text}: {part!r} is no policy", remedy=hint + remedy)
+            if name in numbers:
+                raise UsageError(f"--attention {text}: {name} is given twice", remedy=remedy)
+            if not value.isascii() or not value.isdigit() or len(value) > 9:
+                raise UsageError(f"--attention {text}: {value!r} is no number of tokens", remedy=remedy)
+            numbers[name] = int(value)
+        if not numbers.get("window"):
+            raise UsageError(f"--attention {text}: a window of 1 token or more is needed", remedy=remedy)
+        return cls(**numbers)
+
+
+FULL_ATTENTION = Attention()
+
+
+def cache(function: F) -> F:
+    """--kv-type and --attention."""
+    return _apply(
+        function,
+        click.option(
+            "--kv-type", default="f16", show_default=True, metavar="FORMAT",
+            help="How keys and values are kept: f32, f16, q8_0, kv4 (4 bit) or kv4h (4 bit, rotated first).",
+        ),
+        click.option(
+            "--attention", default="full", show_default=True, metavar="POLICY",
+            callback=lambda ctx, parameter, value: Attention.parse(value),
+            help="What each token sees: full, window=N (the last N), or sink=M,window=N (the first M, too).",
+        ),
+    )  # fmt: skip
 
 
 def sampling(temperature: float) -> Callable[[F], F]:

@@ -43,6 +43,7 @@ def command(
     pins: tuple[str, ...],
     plan_file: str | None,
     kv_type: str,
+    attention: options.Attention,
 ) -> None:
     """Prints the perplexity of a text: exp of the mean of -ln p over the tokens.
 
@@ -55,7 +56,7 @@ def command(
 
     n_ctx = n_ctx or _default_ctx(model)
     started = time.perf_counter()
-    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx)) as loaded:
+    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)) as loaded:
         load_s = time.perf_counter() - started
         tokenizer = loaded.tokenizer
         ids = loaded.tokenize(text, add_special=False)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     help="Length of the answer to plan for.",
 )  # fmt: skip
 @options.context()
-@options.kv_type
+@options.cache
 @click.option("--save", metavar="FILE", help="Write the plan to a file, for --plan of other verbs.")
 @click.option("--explain", metavar="OP", help="Show what each device would take for one op, or why it refuses.")
 @options.common
@@ -63,6 +63,7 @@ def command(
     gen_tokens: int,
     n_ctx: int | None,
     kv_type: str,
+    attention: options.Attention,
     save: str | None,
     explain: str | None,
 ) -> None:
@@ -76,7 +77,7 @@ def command(
 
     show_log()
     parsed = [Pin.parse(p) for p in pins]
-    choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx)
+    choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx, attention=attention)
     registry = Registry.load()
     name, header = _header(model, shape, quant)
     graph = api.graph_of(header, graph_options(choice), registry)

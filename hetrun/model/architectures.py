@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hetrun.errors import ContextError, ModelFileError, UnsupportedModelError
+from hetrun.errors import ContextError, ModelFileError, UnsupportedModelError, UsageError
 from hetrun.graph.graph import Graph, canonical
 from hetrun.model.hyperparameters import Hyperparameters
 from hetrun.ops import (
@@ -39,7 +39,8 @@ class GraphOptions:
 
     n_ctx: tokens a sequence may reach (0: the model's own context, at most 4096).   n_slots: sequences held at once.
     max_tokens: tokens of a step.   max_rollback: tokens that may be taken back when attention is windowed.
-    window, sink: attention window, when the file names none (0: full).
+    window, sink: a query sees the last `window` keys and the first `sink` (window 0: all). UsageError for negative
+    numbers, and for a sink without a window.
     """
 
     n_ctx: int = 0
@@ -49,6 +50,14 @@ class GraphOptions:
     kv_format: str = "f16"
     sink: int = 0
     window: int = 0
+
+    def __post_init__(self) -> None:
+        remedy = "give a window of 1 or more and a sink of 0 or more, or neither for full attention"
+        for name, value in (("window", self.window), ("sink", self.sink)):
+            if value < 0:
+                raise UsageError(f"an attention {name} of {value} tokens", remedy=remedy)
+        if self.sink and not self.window:
+            raise UsageError(f"an attention sink of {self.sink} tokens without a window", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -187,11 +196,20 @@ class _DecoderBuilder:
 
     def kv_spec(self, name: str, layer: int) -> KvSpec:
         hp, options = self.hp, self.options
-        window = hp.window or options.window
+        window, sink = options.window, options.sink
+        if hp.window:
+            if window:
+                raise UsageError(
+                    f"an attention window of {window} tokens for a model that has its own, of {hp.window}",
+                    remedy="leave the window out",
+                )
+            window = hp.window
+        if window + sink >= self.n_ctx:  # which is full attention, and needs no slack
+            window = sink = 0
         slack = max(options.max_tokens, options.max_rollback) - 1 if window else 0
         return KvSpec(
             name, options.n_slots, self.n_ctx, hp.n_heads_kv[layer], hp.head_dim, options.kv_format,
-            sink=options.sink if window else 0, window=window, slack=slack,
+            sink=sink, window=window, slack=slack,
         )  # fmt: skip
 
     def emit(self, op: Op) -> Value:

@@ -24,7 +24,7 @@ from hetrun.device import (
 )
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.ops import OP_TYPES, Op
-from hetrun.reference.program import KV_STORED_AS, Q8_0_BLOCK, ReferenceProgram
+from hetrun.reference.program import KV_STORED_AS, ReferenceProgram
 from hetrun.tensor import TENSOR_TYPES, Weight
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class ReferenceDriver:
         if isinstance(kv, KvSpec):
             if kv.format not in KV_STORED_AS:
                 return Unsupported(f"no KV format {kv.format}; there is {', '.join(KV_STORED_AS)}")
-            if kv.format == "q8_0" and kv.head_dim % Q8_0_BLOCK:
-                return Unsupported(f"KV format q8_0 needs heads of whole blocks of {Q8_0_BLOCK}, not {kv.head_dim}")
+            if kv.format_refusal:
+                return Unsupported(kv.format_refusal)
         return roofline(_as_stored(op), workload, info, BASIS)
 
     def compile(self, info: DeviceInfo, segment: Segment) -> ReferenceProgram:

@@ -9,7 +9,7 @@ from hetrun.ops import KvSpec
 from hetrun.reference.arrays import F32Array, I32Array
 from hetrun.reference.program import Q8_0_BLOCK
 
-STORED_AS = {"f32": np.float32, "f16": np.float16, "q8_0": np.float32}
+STORED_AS = {"f32": np.float32, "f16": np.float16, "q8_0": np.float32, "kv4": np.float32, "kv4h": np.float32}
 
 
 def round_to_format(x: F32Array, kv_format: str) -> F32Array:
@@ -17,6 +17,10 @@ def round_to_format(x: F32Array, kv_format: str) -> F32Array:
 
     f16: to the nearest even, overflow to inf.   q8_0: codes are rounded half away from zero with the float32 scale,
     then multiplied with that scale rounded to float16; a NaN or inf makes its whole block NaN.
+    kv4: codes of 4 bits between the least and the greatest element of the head, one scale and one minimum for each
+    head, both rounded to float16 before the codes are chosen; a NaN or inf makes its whole head NaN.
+    kv4h: as kv4, between two Hadamard transforms. What is stored is the transform of the key (or value); as it is
+    orthogonal, a device may leave keys so and transform queries, and the weighted sum of values, instead.
     """
     if kv_format == "f32":
         return x
@@ -31,7 +35,35 @@ def round_to_format(x: F32Array, kv_format: str) -> F32Array:
             whole = np.floor(magnitude)
             codes = np.copysign(whole + np.floor(2 * (magnitude - whole)), blocks)
             return (codes * scale.astype(np.float16).astype(np.float32)).reshape(x.shape)
+        if kv_format == "kv4":
+            return _round_to_4_bits(x)
+        if kv_format == "kv4h":
+            return hadamard(_round_to_4_bits(hadamard(x)))
     raise DeviceError(f"the reference has no KV format {kv_format!r}", remedy=f"it has {', '.join(STORED_AS)}")
+
+
+def _round_to_4_bits(x: F32Array) -> F32Array:
+    least, greatest = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+    scale = ((greatest - least) / np.float32(15)).astype(np.float16).astype(np.float32)
+    minimum = least.astype(np.float16).astype(np.float32)
+    inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+    codes = np.floor(np.clip((x - minimum) * inverse, 0, 15) + np.float32(0.5))
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    return np.where(finite, codes * scale + minimum, np.float32(np.nan))
+
+
+def hadamard(x: F32Array) -> F32Array:
+    """x H / sqrt(n), H the Hadamard matrix in the order of Sylvester: its own inverse.
+
+    x: [..., n], n a power of two.
+    """
+    n, apart = x.shape[-1], 1
+    while apart < n:
+        pairs = x.reshape(*x.shape[:-1], n // (2 * apart), 2, apart)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        x = np.stack([a + b, a - b], axis=-2).reshape(x.shape)
+        apart *= 2
+    return x * np.float32(1 / np.sqrt(n))
 
 
 class KvCache:

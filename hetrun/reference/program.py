@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hetrun.device import Segment
 
 # KV format -> the format that holds its rounded values here
-KV_STORED_AS = {"f32": "f32", "f16": "f16", "q8_0": "f32"}
+KV_STORED_AS = {"f32": "f32", "f16": "f16", "q8_0": "f32", "kv4": "f32", "kv4h": "f32"}
 Q8_0_BLOCK = 32
 
 

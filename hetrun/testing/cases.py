@@ -204,7 +204,7 @@ def _attention() -> Iterator[OpCase]:
         "4h2kv32d-window": Heads(kv={"window": 5, "slack": 40}),
         "4h2kv32d-sink": Heads(kv={"window": 5, "sink": 2, "slack": 40}),
     }
-    for format in ("f32", "f16", "q8_0"):
+    for format in ("f32", "f16", "q8_0", "kv4", "kv4h"):
         for name, heads in shapes.items():
             for n_tokens in (1, 7, 33) if name == "9h3kv64d" else (7,):
                 op = attention_op(heads, format)

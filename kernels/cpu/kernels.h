@@ -102,40 +102,61 @@ inline size_t matmul_scratch_bytes(size_t n) {
     return kDecodedRows * ((codes > floats ? codes : floats) + halves);
 }
 
-enum class KvFormat : uint32_t { F32 = 0, F16 = 1, Q8_0 = 2 };
+enum class KvFormat : uint32_t { F32 = 0, F16 = 1, Q8_0 = 2, KV4 = 3, KV4H = 4 };
 
 // Bytes of the keys (or values) of one head and token.
 inline size_t kv_row_bytes(KvFormat format, size_t head_dim) {
     switch (format) {
         case KvFormat::F32: return head_dim * 4;
         case KvFormat::F16: return head_dim * 2;
-        default: return head_dim / 32 * 34;
+        case KvFormat::Q8_0: return head_dim / 32 * 34;
+        default: return head_dim / 2 + 4;
     }
 }
 
-// Cells in order of position.
-struct CellRun {
-    size_t first, count;
+// Cells whose keys lie interleaved, element by element.
+constexpr size_t kKeyGroup = 16;
+// Cells whose keys and values are widened at once, and after how many of them a softmax starts anew.
+constexpr size_t kAttendTile = 64, kAttendSplit = 256;
+// Queries that share what was widened: as many as make that a tenth of the work.
+constexpr size_t kAttendRows = 48;
+// Below every score there is, and finite: the difference of two of them is no NaN.
+constexpr float kLowestScore = -3e38f;
+
+// The cells that a query sees: [0, end_low) and [begin_high, end_high).
+struct CellSpan {
+    size_t end_low, begin_high, end_high;
+
+    size_t end() const { return end_high > end_low ? end_high : end_low; }
 };
 
 struct AttendArgs {
     KvFormat format;
-    const uint8_t* keys;    // [cells, head_dim] of one slot and KV head
-    const uint8_t* values;  // the same
-    const CellRun* runs;
-    size_t n_runs;
+    const uint8_t* keys;    // of one slot and KV head: [cells / kKeyGroup, head_dim, kKeyGroup]
+    const uint8_t* values;  // [cells, head_dim]
+    const CellSpan* spans;  // of each token, in order of position
+    size_t n_tokens;
+    size_t begin, end;  // cells to work on; begin is a multiple of kAttendSplit
     size_t head_dim;
-    size_t n_heads;       // query heads that share the keys
-    float* q;             // [n_heads, head_dim rounded up to 16], the rest zero; the kernel may round it
-    float* out;           // [n_heads, head_dim]
+    size_t n_heads;  // query heads that share the keys
+    float* q;        // [n_tokens, n_heads, head_dim rounded up to 16]; the kernel may round it
     float scale, soft_cap;
-    float* scores;  // [n_heads, visible keys rounded up to 16]
-    float* tile;    // attend_tile_floats
+    float* sums;     // result: [n_tokens, n_heads, attend_sum_stride]
+    float* largest;  // result: [n_tokens, n_heads]
+    float* scratch;  // attend_scratch_floats
 };
 
-constexpr size_t kAttendTile = 16;
-inline size_t attend_tile_floats(size_t head_dim, size_t n_heads) {
-    return (kAttendTile + n_heads) * round_up(head_dim, 16);
+// Weighted values of one query, head_dim rounded up to 16, then the total of the weights in lanes.
+inline size_t attend_sum_stride(size_t head_dim) { return round_up(head_dim, 16) + 16; }
+inline size_t attend_tile_floats(size_t head_dim, size_t n_rows) {
+    return (2 * round_up(head_dim, 16) + n_rows) * kAttendTile;
+}
+// Sums with their largest scores.
+inline size_t attend_part_floats(size_t head_dim, size_t n_rows) {
+    return n_rows * attend_sum_stride(head_dim) + round_up(n_rows, 16);
+}
+inline size_t attend_scratch_floats(size_t head_dim, size_t n_rows) {
+    return attend_tile_floats(head_dim, n_rows) + attend_part_floats(head_dim, n_rows);
 }
 
 // Rows of weights decoded to int8, as the dot products of an instruction set take them.
@@ -146,7 +167,7 @@ struct Decoded {
     size_t code_stride, scale_stride;
 };
 
-constexpr size_t kTypes = 31;
+constexpr size_t kTypes = 40;
 
 struct Kernels {
     void (*matmul[kTypes])(const MatmulArgs&);                         // by GGUF type, null where there is none
@@ -160,8 +181,12 @@ struct Kernels {
     void (*add)(const float* a, const float* b, size_t n, float* out);
     void (*scale)(const float* x, float factor, size_t n, float* out);
     void (*soft_cap)(const float* x, float cap, size_t n, float* out);
-    void (*kv_store)(KvFormat, const float* x, size_t head_dim, uint8_t* out);
+    void (*kv_store_key)(KvFormat, float* x, size_t head_dim, uint8_t* group, size_t lane, uint8_t* row);  // x and row are used up
+    void (*kv_store_value)(KvFormat, float* x, size_t head_dim, uint8_t* out);
     void (*attend)(const AttendArgs&);
+    void (*attend_merge)(size_t head_dim, float* sums, float& largest, float* other, float other_largest);
+    void (*attend_finish)(KvFormat, size_t head_dim, float* sums, float* out);
+    void (*hadamard)(float* x, size_t n);
 };
 
 // Rotates one head. half: pairs (i, i + n_pairs), else (2i, 2i + 1). `out` may be `x`.

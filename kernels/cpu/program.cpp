@@ -31,6 +31,11 @@ BlockSize block_size(uint32_t type) {
         case TensorType::Q4_K: return {256, sizeof(BlockQ4_K)};
         case TensorType::Q5_K: return {256, sizeof(BlockQ5_K)};
         case TensorType::Q6_K: return {256, sizeof(BlockQ6_K)};
+        case TensorType::IQ4_NL: return {32, sizeof(BlockIQ4_NL)};
+        case TensorType::IQ4_XS: return {256, sizeof(BlockIQ4_XS)};
+        case TensorType::TQ1_0: return {256, sizeof(BlockTQ1_0)};
+        case TensorType::TQ2_0: return {256, sizeof(BlockTQ2_0)};
+        case TensorType::MXFP4: return {32, sizeof(BlockMXFP4)};
     }
     return {0, 0};
 }
@@ -254,7 +259,7 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
 
 int Program::allocate_scratch() {
     const size_t max_rows = static_cast<size_t>(std::max(spec_.max_tokens, spec_.max_outputs));
-    size_t prepared = 0, matmul = 0, row = 0, queries = 0, scores = 0, attend = 0, n_slots = 0;
+    size_t prepared = 0, matmul = 0, row = 0, queries = 0, sums = 0, attend = 0, parts = 0, n_slots = 0;
     bool tiles = false;
     for (const Step& s : steps_) {
         if (s.kind == HETRUN_PREPARE) {
@@ -266,13 +271,17 @@ int Program::allocate_scratch() {
         } else if (s.kind == HETRUN_KV_STORE || s.kind == HETRUN_ATTEND) {
             const hetrun_kv_spec& kv = s.state->spec();
             const size_t dim = static_cast<size_t>(kv.head_dim);
-            row = std::max(row, dim * sizeof(float));
+            row = std::max(row, 2 * dim * sizeof(float));
             n_slots = std::max(n_slots, static_cast<size_t>(kv.n_slots));
             if (s.kind == HETRUN_ATTEND) {
                 const size_t shared = s.in[0]->width / dim / static_cast<size_t>(kv.n_heads);
-                queries = std::max(queries, shared * round_up(dim, 16) * sizeof(float));
-                scores = std::max(scores, shared * round_up(static_cast<size_t>(kv.n_cells), 16) * sizeof(float));
-                attend = std::max(attend, attend_tile_floats(dim, shared) * sizeof(float));
+                const size_t n_rows = std::max(kAttendRows, shared);
+                queries = std::max(queries, n_rows * round_up(dim, 16) * sizeof(float) + n_rows * sizeof(CellSpan));
+                sums = std::max(sums, attend_part_floats(dim, n_rows) * sizeof(float));
+                attend = std::max(attend, attend_scratch_floats(dim, n_rows) * sizeof(float));
+                const size_t splits = (static_cast<size_t>(kv.n_cells) + kAttendSplit - 1) / kAttendSplit;
+                const size_t items = splits * static_cast<size_t>(kv.n_heads) * std::min(kSplitTokens, max_rows);
+                if (splits > 1) parts = std::max(parts, items * attend_part_floats(dim, shared) * sizeof(float));
             }
         }
     }
@@ -283,7 +292,7 @@ int Program::allocate_scratch() {
         end += round_up(nbytes, 64);
         return begin;
     };
-    layout_ = {place(prepared), place(matmul), place(tile), place(row), place(queries), place(scores), place(attend), 0};
+    layout_ = {place(prepared), place(matmul), place(tile), place(row), place(queries), place(sums), place(attend), place(parts), 0};
     layout_.stride = round_up(end, 4096);
     chunks_.resize(n_slots);
     if (!scratch_.allocate(product(layout_.stride, device_.pool->size()))) return HETRUN_NO_MEMORY;

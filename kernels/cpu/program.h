@@ -68,13 +68,16 @@ struct Step {
 
 // What each thread has for itself, at byte offsets from the start of its part of the scratch.
 struct ScratchLayout {
-    size_t prepared, matmul, tile, row, queries, scores, attend, stride;
+    size_t prepared, matmul, tile, row, queries, sums, attend, parts, stride;
 };
 
 // So few rows are prepared by every thread for itself, which costs less than a barrier.
 constexpr size_t kPrivateRows = 2;
 // Rows of a matmul between two looks at its epilogue.
 constexpr size_t kGroupRows = kPanelRows, kGroupRowsFew = 64;
+
+// So few tokens share the cells of an attention among threads, which then merge their parts.
+constexpr size_t kSplitTokens = 4;
 
 inline size_t group_rows(size_t n_tokens) { return n_tokens <= kPrivateRows ? kGroupRowsFew : kGroupRows; }
 

@@ -1,5 +1,5 @@
-// The KV cache of one attention op. Keys, then values, each [slot, head, cell, head_dim] in the format of the spec:
-// the keys of a head are consecutive, and cells of positions never reached are never touched.
+// The KV cache of one attention op. Keys, then values, each [slot, head, cell, head_dim] in the format of the spec, keys
+// interleaved in groups of cells: those of a head are consecutive, and groups of positions never reached are never touched.
 #pragma once
 
 #include "hetrun_cpu.h"
@@ -26,8 +26,8 @@ public:
         return sink + (position - sink) % (static_cast<size_t>(spec_.n_cells) - sink);
     }
 
-    // The keys that the query at `position` sees, as runs of cells in order of position; at most 3.
-    size_t visible(size_t position, CellRun* runs) const;
+    // The cells that the query at `position` sees.
+    CellSpan visible(size_t position) const;
 
     uint8_t* keys(size_t slot, size_t head) { return memory_.data() + (slot * spec_.n_heads + head) * head_bytes_; }
     uint8_t* values(size_t slot, size_t head) { return keys(slot, head) + half_bytes_; }

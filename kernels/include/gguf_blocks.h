@@ -8,7 +8,8 @@ namespace hetrun {
 
 enum class TensorType : uint32_t {
     F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
-    Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30,
+    Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23,
+    BF16 = 30, TQ1_0 = 34, TQ2_0 = 35, MXFP4 = 39,
 };
 
 using Half = uint8_t[2];  // little-endian IEEE binary16
@@ -24,9 +25,17 @@ struct BlockQ4_K { Half d; Half dmin; uint8_t scales[12]; uint8_t qs[128]; };   
 struct BlockQ5_K { Half d; Half dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; };
 struct BlockQ6_K { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; Half d; };        // 16 sub-blocks of 16
 
+struct BlockIQ4_NL { Half d; uint8_t qs[16]; };                                          // x = d * table[q]
+struct BlockIQ4_XS { Half d; uint8_t scales_h[2]; uint8_t scales_l[4]; uint8_t qs[128]; };  // 8 sub-blocks of 32
+struct BlockTQ1_0 { uint8_t qs[48]; uint8_t qh[4]; Half d; };                            // x = d * (q - 1), 5 q a byte
+struct BlockTQ2_0 { uint8_t qs[64]; Half d; };                                           // x = d * (q - 1)
+struct BlockMXFP4 { uint8_t e; uint8_t qs[16]; };                                        // x = 2^(e - 128) * table[q]
+
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20 && sizeof(BlockQ5_0) == 22, "GGUF block sizes");
 static_assert(sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ2_K) == 84, "GGUF block sizes");
 static_assert(sizeof(BlockQ3_K) == 110 && sizeof(BlockQ4_K) == 144 && sizeof(BlockQ5_K) == 176, "GGUF block sizes");
+static_assert(sizeof(BlockIQ4_NL) == 18 && sizeof(BlockIQ4_XS) == 136 && sizeof(BlockMXFP4) == 17, "GGUF block sizes");
+static_assert(sizeof(BlockTQ1_0) == 54 && sizeof(BlockTQ2_0) == 66, "GGUF block sizes");
 static_assert(sizeof(BlockQ6_K) == 210 && alignof(BlockQ6_K) == 1, "GGUF block sizes");
 
 }  // namespace hetrun

@@ -72,7 +72,13 @@ enum hetrun_step_flag {
 };
 
 enum hetrun_function { HETRUN_SILU = 0, HETRUN_GELU = 1 };
-enum hetrun_kv_format { HETRUN_KV_F32 = 0, HETRUN_KV_F16 = 1, HETRUN_KV_Q8_0 = 2 };
+enum hetrun_kv_format {
+    HETRUN_KV_F32 = 0,
+    HETRUN_KV_F16 = 1,
+    HETRUN_KV_Q8_0 = 2,
+    HETRUN_KV_KV4 = 3, /* 4 bit, a scale and a minimum a key (and a value) */
+    HETRUN_KV_KV4H = 4 /* the same after a Hadamard transform; head_dim is a power of two */
+};
 
 struct hetrun_step { /* 64 bytes */
     uint32_t kind;

@@ -110,6 +110,13 @@ DEVICES = [
     Case("pin-unknown-device", generate("--pin", "blk.*=cpux"), DEVICE, "no device 'cpux'", "reference:0"),
     Case("unknown-system", generate("--system", "rpi"), PLAN, "no system 'rpi'", "did you mean rpi5"),
     Case("bad-system", generate("--system", "s.toml"), PLAN, "s.toml", "", write("s.toml", b'device = ["cpu"]\n')),
+    Case("attention-typo", generate("--attention", "sink=4,windw=9"), USAGE, "'windw=9'", "did you mean 'window'"),
+    Case("attention-sink-alone", generate("--attention", "sink=4"), USAGE, "window of 1", "window=2044"),
+    Case("attention-window-0", generate("--attention", "window=0"), USAGE, "window of 1", "full"),
+    Case("attention-negative", generate("--attention", "window=-3"), USAGE, "'-3'", "window=2044"),
+    Case("attention-twice", generate("--attention", "window=3,window=4"), USAGE, "twice", "window=2044"),
+    Case("attention-empty", generate("--attention", ""), USAGE, "no policy", "window=2044"),
+    Case("q8_0-head", generate("--kv-type", "q8_0"), PLAN, "multiple of 32", "--device"),
     Case("unknown-kv-type", generate("--kv-type", "f17"), PLAN, "f17", "--device"),
     Case(
         "unknown-op",

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hetrun.errors import ContextError, HetrunError, ModelFileError, UnsupportedModelError
+from hetrun.errors import ContextError, HetrunError, ModelFileError, UnsupportedModelError, UsageError
 from hetrun.model.architectures import Architecture, GraphOptions, architectures, build_graph
 from hetrun.ops import Attention, MatMul, Rope
 from hetrun.tensor import TENSOR_TYPES, Weight
@@ -56,6 +56,29 @@ def test_rope_frequencies_follow_base_and_linear_scaling():
 def test_attention_scale_is_one_over_the_root_of_the_head():
     attention = next(op for op in llama_graph().ops if isinstance(op, Attention))
     assert attention.scale == pytest.approx(1 / math.sqrt(attention.kv.head_dim))
+
+
+def kv_of(options, **extra):
+    graph = build(metadata(**extra), options=options)
+    return next(op.kv for op in graph.ops if isinstance(op, Attention))
+
+
+@pytest.mark.parametrize(("sink", "window"), [(0, 256), (0, 300), (4, 252)])
+def test_a_window_that_holds_the_context_is_full_attention(sink, window):
+    assert kv_of(GraphOptions(n_ctx=256, window=window, sink=sink)) == kv_of(GraphOptions(n_ctx=256))
+
+
+@pytest.mark.parametrize(("sink", "window"), [(-1, 8), (0, -8), (4, 0)])
+def test_a_policy_that_cannot_be_is_refused(sink, window):
+    with pytest.raises(UsageError, match="attention"):
+        GraphOptions(window=window, sink=sink)
+
+
+def test_a_model_with_a_window_of_its_own_takes_no_other():
+    own = {"llama.attention.sliding_window": 32}
+    assert kv_of(GraphOptions(n_ctx=256), **own).window == 32
+    with pytest.raises(UsageError, match="its own, of 32"):
+        kv_of(GraphOptions(n_ctx=256, window=64), **own)
 
 
 def test_a_window_gets_the_slack_that_chunks_and_rollback_need():

@@ -98,14 +98,16 @@ def test_usable_cores_follow_the_cgroup_quota(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("op", "word"),
     [
-        (MatMul("y", Value("x", 256), weight("w", "IQ4_XS", 8, 256)), "IQ4_XS"),
+        (MatMul("y", Value("x", 256), weight("w", "IQ2_S", 8, 256)), "IQ2_S"),
         (MatMul("y", Value("x", 48), weight("w", "Q4_0", 8, 48)), "multiple"),
-        (Embedding("y", weight("w", "MXFP4", 8, 64)), "MXFP4"),
+        (Embedding("y", weight("w", "NVFP4", 8, 64)), "NVFP4"),
         (RmsNorm("y", X, weight("w", "I32", 64), 1e-5), "I32"),
-        (Attention("y", X, X, X, KvSpec("kv", 1, 8, 1, 64, "kv4"), 1.0), "kv4"),
+        (Attention("y", X, X, X, KvSpec("kv", 1, 8, 1, 64, "kv2"), 1.0), "kv2"),
         (Attention("y", Value("a", 40), X40 := Value("b", 40), X40, KvSpec("kv", 1, 8, 1, 40, "q8_0"), 1.0), "40"),
+        (Attention("y", Value("a", 35), X35 := Value("b", 35), X35, KvSpec("kv", 1, 8, 1, 35, "kv4"), 1.0), "even"),
+        (Attention("y", Value("a", 40), X40, X40, KvSpec("kv", 1, 8, 1, 40, "kv4h"), 1.0), "power of two"),
     ],
-    ids=["type", "ragged", "embedding-type", "norm-type", "kv-format", "q8_0-head"],
+    ids=["type", "ragged", "embedding-type", "norm-type", "kv-format", "q8_0-head", "kv4-head", "kv4h-head"],
 )
 def test_what_cannot_run_is_refused_with_its_reason(op: Op, word: str) -> None:
     answer = CpuDriver().estimate(probe(), op, STEP)

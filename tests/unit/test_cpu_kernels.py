@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cpu_rig import ISAS, Rig, int8_rounded, nmse, tokens, weight
 
+from hetrun.device import Batch
 from hetrun.ops import Add, Bias, Embedding, GatedActivation, MatMul, RmsNorm, Rope, Scale, SelectRows, SoftCap, Value
 from hetrun.tensor import TENSOR_TYPES
 from hetrun.testing.blocks import random_blocks, values_of
@@ -171,6 +172,19 @@ def quantised(x: np.ndarray, isa: str) -> tuple[np.ndarray, np.ndarray]:
         library.hetrun_cpu_device_destroy(device)
     assert status == 0
     return codes, scales
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type_name", ["IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"])
+def test_rows_of_any_bytes_are_what_gguf_reads(type_name: str, isa: str) -> None:
+    """Scales of every exponent, infinite ones and NaN among them, and codes that no quantiser writes."""
+    w = weight("w", type_name, 600, 256)
+    raw = memoryview(np.random.default_rng(4).integers(0, 256, w.nbytes, dtype=np.uint8).tobytes())
+    with Rig([Embedding("y", w)], isa=isa, weights={"w": raw}, max_tokens=600) as rig:
+        got = rig.run(Batch.of(range(600), range(600), [0] * 600, []))
+    with np.errstate(invalid="ignore", over="ignore"):
+        want = values_of(w, raw)
+    np.testing.assert_array_equal(got, want.astype(np.float32))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -123,3 +123,11 @@ def test_a_malformed_op_cannot_exist(make):
 
 def test_every_kind_is_listed_once():
     assert all(kind == op.kind for kind, op in OP_TYPES.items())
+
+
+@pytest.mark.parametrize(("format", "nbytes"), [("f32", 256), ("f16", 128), ("q8_0", 68), ("kv4", 36), ("kv4h", 36)])
+def test_a_kv_format_takes_the_bytes_that_it_says(format: str, nbytes: int) -> None:
+    """Of one head of 64: for kv4, 64 codes of 4 bits, a scale and a minimum in float16."""
+    kv = KvSpec("kv", n_slots=2, n_ctx=10, n_heads_kv=3, head_dim=64, format=format)
+    assert kv.token_bytes() == 2 * 3 * nbytes
+    assert kv.nbytes == 2 * 10 * 2 * 3 * nbytes

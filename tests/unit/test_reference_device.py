@@ -145,8 +145,8 @@ def test_kv_is_priced_as_it_is_kept(driver, info, format, nbytes):
     "op,reason",
     [
         (ops.MatMul("m", Value("x", 256), Weight("w", TENSOR_TYPES["Q8_K"], (1, 256))), "Q8_K"),
-        (replace(ATTENTION, kv=replace(KV, format="kv4")), "kv4"),
-        (replace(ATTENTION, kv=replace(KV, format="q8_0")), "whole blocks of 32"),
+        (replace(ATTENTION, kv=replace(KV, format="kv2")), "kv2"),
+        (replace(ATTENTION, kv=replace(KV, format="q8_0")), "multiple of 32"),
     ],
     ids=["type", "kv-format", "kv-blocks"],
 )

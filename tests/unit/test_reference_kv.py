@@ -9,7 +9,7 @@ import pytest
 
 from hetrun.errors import DeviceError
 from hetrun.ops import KvSpec
-from hetrun.reference.kv import KvCache, round_to_format
+from hetrun.reference.kv import KvCache, hadamard, round_to_format
 
 
 def rows(n: int, width: int, seed: int = 0) -> np.ndarray:
@@ -61,9 +61,52 @@ def test_a_nan_makes_its_q8_0_block_nan_and_no_other():
     assert not np.isnan(rounded[:32]).any()
 
 
+def test_kv4_takes_the_nearest_of_16_levels_between_least_and_greatest():
+    x = rows(20, 64)
+    rounded, step = round_to_format(x, "kv4"), (x.max(1) - x.min(1)) / 15
+    assert all(len(np.unique(row)) <= 16 for row in rounded)
+    # Half a step, and what rounding scale and minimum to float16 moves the levels: 15 * 2^-11 steps, and 2^-11 * |min|.
+    slack = step * 15 * 2**-11 + np.abs(x.min(1)) * 2**-11
+    assert (np.abs(rounded - x).max(1) <= step / 2 + slack).all()
+
+
+def test_kv4_keeps_a_head_of_one_value_to_float16():
+    x = np.full((1, 32), 0.3, np.float32)
+    np.testing.assert_array_equal(round_to_format(x, "kv4"), x.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", [2, 64, 128])
+def test_hadamard_is_the_orthogonal_matrix_of_sylvester(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    x = rows(3, n)
+    np.testing.assert_allclose(hadamard(x), x @ h / np.sqrt(n), atol=1e-5)
+    np.testing.assert_allclose(hadamard(hadamard(x)), x, atol=1e-5)
+
+
+def test_kv4h_spreads_an_outlier():
+    x = rows(50, 64)
+    x[:, 5] += 20
+
+    def error(format):
+        return np.square(round_to_format(x, format) - x).sum() / np.square(x).sum()
+
+    assert error("kv4h") < error("kv4") / 1.5
+
+
+@pytest.mark.parametrize("format", ["kv4", "kv4h"])
+def test_a_nan_makes_its_4_bit_head_nan_and_no_other(format):
+    x = rows(2, 32)
+    x[1, 7] = np.inf
+    rounded = round_to_format(x, format)
+    assert np.isfinite(rounded[0]).all()
+    assert np.isnan(rounded[1]).all()
+
+
 def test_an_unknown_format_is_named():
-    with pytest.raises(DeviceError, match="kv4"):
-        round_to_format(rows(1, 32), "kv4")
+    with pytest.raises(DeviceError, match="kv2"):
+        round_to_format(rows(1, 32), "kv2")
 
 
 @pytest.mark.parametrize("format", ["f32", "f16", "q8_0"])

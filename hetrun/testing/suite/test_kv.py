@@ -23,7 +23,7 @@ _POLICIES = {
     "window": Heads(kv={"window": 7, "slack": _SLACK}),
     "sink": Heads(kv={"window": 7, "sink": 3, "slack": _SLACK}),
 }
-_FORMATS = ("f32", "f16", "q8_0")
+_FORMATS = ("f32", "f16", "q8_0", "kv4", "kv4h")
 
 
 class Conversation:

@@ -1,4 +1,8 @@
-// Attention of one token and the query heads of one KV head, in two passes over the keys in order of position.
+// The KV cache's formats, and attention of a block of queries of one sequence over the cells of one KV head.
+//
+// Softmax is online over tiles of cells, started anew every kAttendSplit cells and merged. Tiles start at multiples of
+// kAttendTile, and a cell that a query does not see adds nothing to the last bit: what a query gets depends neither on the
+// queries beside it nor on which thread took which part of the cells.
 #pragma once
 
 namespace hetrun::cpu {
@@ -43,127 +47,440 @@ inline void narrow_half(const float* x, size_t n, uint8_t* out) {
 #endif
 }
 
-void kv_store(KvFormat format, const float* x, size_t head_dim, uint8_t* out) {
+// Unlike splat, free: x - 0 is x, whereas x + 0 is not where x is -0.
+inline Vf broadcast(float x) { return x - Vf{}; }
+
+// kLanes bytes as integers. GCC 12 makes a detour of the conversion of whole vectors.
+inline Vi load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vi>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Vi>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+    typedef uint8_t Vbytes __attribute__((vector_size(kLanes)));
+    Vbytes v;
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, Vi);
+#endif
+}
+inline Vf int_floats(Vi v) { return __builtin_convertvector(v, Vf); }
+inline Vf load_codes(const uint8_t* p) { return int_floats((load_bytes(p) ^ 0x80) - 0x80); }
+
+inline Vf load_halves(const uint8_t* p) {
+#ifdef HETRUN_VECTOR_HALF
+    return load_half(p);
+#else
+    typedef uint16_t Vu16 __attribute__((vector_size(2 * kLanes)));
+    Vu16 h;
+    std::memcpy(&h, p, sizeof h);
+    const Vi all = __builtin_convertvector(h, Vi), magnitude = (all & 0x7fff) << 13, sign = (all & 0x8000) << 16;
+    // Subnormals by the subtraction of their hidden bit: arithmetic on them might flush them to zero.
+    const Vf small = as_floats(magnitude + 0x38800000) - broadcast(0x1p-14f);
+    const Vi large = magnitude + (magnitude >= 0x0f800000 ? splat_int(0x70000000) : splat_int(0x38000000));
+    return as_floats((magnitude < 0x00800000 ? as_ints(small) : large) | sign);
+#endif
+}
+
+// x <- x H / sqrt(n), H the Hadamard matrix in the order of Sylvester: its own inverse. n is a power of two.
+void hadamard(float* x, size_t n) {
+    for (size_t apart = 1; apart < n; apart *= 2) {
+        for (size_t base = 0; base < n; base += 2 * apart) {
+            for (size_t i = base; i < base + apart; ++i) {
+                const float a = x[i], b = x[i + apart];
+                x[i] = a + b;
+                x[i + apart] = a - b;
+            }
+        }
+    }
+    const float factor = 1.0f / __builtin_sqrtf(static_cast<float>(n));
+    for (size_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+struct Codes8 {
+    float scale;  // NaN where the block holds a NaN or an infinity
+    uint8_t codes[32];
+};
+
+inline Codes8 quantize_q8(const float* x) {
+    Codes8 out;
+    float largest = 0.0f, poison = 0.0f;
+    for (size_t i = 0; i < 32; ++i) {
+        const float magnitude = __builtin_fabsf(x[i]);
+        largest = magnitude > largest ? magnitude : largest;
+        poison += magnitude * 0.0f;
+    }
+    out.scale = largest / 127.0f + poison;
+    const bool flat = !(largest > 1e-35f) || !(poison == 0.0f);
+    const float inverse = flat ? 0.0f : 127.0f / largest;
+    for (size_t i = 0; i < 32; ++i) {
+        const float rounded = flat ? kRound : x[i] * inverse + kRound;
+        int32_t q;
+        std::memcpy(&q, &rounded, 4);
+        out.codes[i] = static_cast<uint8_t>(q - 0x4b400000);
+    }
+    return out;
+}
+
+// kv4: x = minimum + scale * code. Both are rounded to halves before the codes are chosen.
+struct Range4 {
+    float minimum, scale, inverse;
+
+    uint8_t code(float x) const {
+        const float steps = (x - minimum) * inverse;
+        const float bounded = steps > 0.0f ? (steps < 15.0f ? steps : 15.0f) : 0.0f;  // a NaN gives 0
+        return static_cast<uint8_t>(bounded + 0.5f);
+    }
+};
+
+inline Range4 range_kv4(const float* x, size_t n, uint8_t* bytes) {
+    float lowest = x[0], highest = x[0], poison = 0.0f;
+    for (size_t i = 0; i < n; ++i) {
+        lowest = x[i] < lowest ? x[i] : lowest;
+        highest = x[i] > highest ? x[i] : highest;
+        poison += x[i] * 0.0f;  // NaN where a NaN or an infinity is among them
+    }
+    const float both[2] = {(highest - lowest) / 15.0f + poison, lowest + poison};
+    narrow_half(both, 2, bytes);
+    Range4 range;
+    range.scale = half(bytes);
+    range.minimum = half(bytes + 2);
+    range.inverse = range.scale > 0.0f ? 1.0f / range.scale : 0.0f;
+    return range;
+}
+
+// Keys lie in groups of kKeyGroup cells, element by element, so that the lanes of a vector are keys.
+void kv_store_key(KvFormat format, float* x, size_t head_dim, uint8_t* group, size_t lane, uint8_t* row) {
+    if (format == KvFormat::KV4H) hadamard(x, head_dim);
+    if (format == KvFormat::F32) {
+        for (size_t i = 0; i < head_dim; ++i) std::memcpy(group + (i * kKeyGroup + lane) * 4, x + i, 4);
+    } else if (format == KvFormat::F16) {
+        narrow_half(x, head_dim, row);
+        for (size_t i = 0; i < head_dim; ++i) std::memcpy(group + (i * kKeyGroup + lane) * 2, row + 2 * i, 2);
+    } else if (format == KvFormat::Q8_0) {
+        for (size_t b = 0; b < head_dim / 32; ++b) {
+            const Codes8 q = quantize_q8(x + 32 * b);
+            narrow_half(&q.scale, 1, group + 2 * lane);
+            group += 2 * kKeyGroup;
+            for (size_t i = 0; i < 32; ++i) group[i * kKeyGroup + lane] = q.codes[i];
+            group += 32 * kKeyGroup;
+        }
+    } else {
+        uint8_t bytes[4];
+        const Range4 range = range_kv4(x, head_dim, bytes);
+        std::memcpy(group + 2 * lane, bytes, 2);
+        std::memcpy(group + 2 * (kKeyGroup + lane), bytes + 2, 2);
+        group += 4 * kKeyGroup;
+        for (size_t i = 0; i < head_dim / 2; ++i)
+            group[i * kKeyGroup + lane] =
+                static_cast<uint8_t>(range.code(x[i]) | range.code(x[i + head_dim / 2]) << 4);
+    }
+}
+
+void kv_store_value(KvFormat format, float* x, size_t head_dim, uint8_t* out) {
+    if (format == KvFormat::KV4H) hadamard(x, head_dim);
     if (format == KvFormat::F32) {
         std::memcpy(out, x, head_dim * sizeof(float));
     } else if (format == KvFormat::F16) {
         narrow_half(x, head_dim, out);
-    } else {
+    } else if (format == KvFormat::Q8_0) {
         for (size_t b = 0; b < head_dim / 32; ++b) {
-            float largest = 0.0f, poison = 0.0f;
-            for (size_t i = 0; i < 32; ++i) {
-                const float magnitude = __builtin_fabsf(x[32 * b + i]);
-                largest = magnitude > largest ? magnitude : largest;
-                poison += magnitude * 0.0f;  // NaN where a NaN or an infinity is among them
-            }
-            const float d = largest / 127.0f + poison;
-            const bool flat = !(largest > 1e-35f) || !(poison == 0.0f);
-            const float inverse = flat ? 0.0f : 127.0f / largest;
-            uint8_t* block = out + 34 * b;
-            narrow_half(&d, 1, block);
-            for (size_t i = 0; i < 32; ++i) {
-                const float rounded = flat ? kRound : x[32 * b + i] * inverse + kRound;
-                int32_t q;
-                std::memcpy(&q, &rounded, 4);
-                block[2 + i] = static_cast<uint8_t>(q - 0x4b400000);
-            }
+            const Codes8 q = quantize_q8(x + 32 * b);
+            narrow_half(&q.scale, 1, out + 34 * b);
+            std::memcpy(out + 34 * b + 2, q.codes, 32);
         }
+    } else {
+        const Range4 range = range_kv4(x, head_dim, out);
+        for (size_t i = 0; i < head_dim / 2; ++i)
+            out[4 + i] = static_cast<uint8_t>(range.code(x[i]) | range.code(x[i + head_dim / 2]) << 4);
     }
 }
 
-// `count` rows of the cache as floats [count, padded]; what lies beyond head_dim is zero.
-inline void widen_rows(KvFormat format, const uint8_t* rows, size_t count, size_t head_dim, size_t padded, float* out) {
-    for (size_t r = 0; r < count; ++r, out += padded) {
+// One group of keys as floats: out[i][lane], rows kAttendTile apart.
+inline void widen_keys(KvFormat format, const uint8_t* group, size_t head_dim, float* out) {
+    for (size_t lane = 0; lane < kKeyGroup; lane += kLanes) {
+        const uint8_t* p = group;
+        float* to = out + lane;
         if (format == KvFormat::F32) {
-            std::memcpy(out, rows + r * head_dim * 4, head_dim * sizeof(float));
+            for (size_t i = 0; i < head_dim; ++i, to += kAttendTile)
+                std::memcpy(to, p + (i * kKeyGroup + lane) * 4, kLanes * sizeof(float));
         } else if (format == KvFormat::F16) {
-            RowF16::widen(rows + r * head_dim * 2, head_dim, out);
+            for (size_t i = 0; i < head_dim; ++i, to += kAttendTile)
+                store_floats(to, load_halves(p + (i * kKeyGroup + lane) * 2));
+        } else if (format == KvFormat::Q8_0) {
+            for (size_t b = 0; b < head_dim / 32; ++b) {
+                const Vf scale = load_halves(p + 2 * lane);
+                p += 2 * kKeyGroup;
+                for (size_t i = 0; i < 32; ++i, to += kAttendTile)
+                    store_floats(to, load_codes(p + i * kKeyGroup + lane) * scale);
+                p += 32 * kKeyGroup;
+            }
         } else {
-            dequantize_codes<CodecQ8_0>(rows + r * (head_dim / 32 * 34), head_dim, out);
+            const Vf scale = load_halves(p + 2 * lane), minimum = load_halves(p + 2 * (kKeyGroup + lane));
+            p += 4 * kKeyGroup;
+            float* high = to + head_dim / 2 * kAttendTile;
+            for (size_t i = 0; i < head_dim / 2; ++i, to += kAttendTile, high += kAttendTile) {
+                const Vi pair = load_bytes(p + i * kKeyGroup + lane);
+                store_floats(to, fmadd(int_floats(pair & 15), scale, minimum));
+                store_floats(high, fmadd(int_floats(pair >> 4), scale, minimum));
+            }
         }
-        for (size_t i = head_dim; i < padded; ++i) out[i] = 0.0f;
     }
 }
 
-inline float dot_floats(const float* a, const float* b, size_t padded) {
-    Vf sum = load_floats(a) * load_floats(b);
-    for (size_t i = kLanes; i < padded; i += kLanes) sum = fmadd(load_floats(a + i), load_floats(b + i), sum);
-    return lane_sum(sum);
+// One value as floats; what lies beyond head_dim is zero.
+inline void widen_value(KvFormat format, const uint8_t* row, size_t head_dim, size_t padded, float* out) {
+    if (format == KvFormat::F32) {
+        std::memcpy(out, row, head_dim * sizeof(float));
+    } else if (format == KvFormat::F16) {
+        size_t i = 0;
+        for (; i + kLanes <= head_dim; i += kLanes) store_floats(out + i, load_halves(row + 2 * i));
+        for (; i < head_dim; ++i) out[i] = half(row + 2 * i);
+    } else if (format == KvFormat::Q8_0) {
+        for (size_t b = 0; b < head_dim / 32; ++b, row += 34) {
+            const Vf scale = broadcast(half(row));
+            for (size_t i = 0; i < 32; i += kLanes) store_floats(out + 32 * b + i, load_codes(row + 2 + i) * scale);
+        }
+    } else {
+        const float scale = half(row), minimum = half(row + 2);
+        const size_t middle = head_dim / 2;
+        row += 4;
+        size_t i = 0;
+        for (; i + kLanes <= middle; i += kLanes) {
+            const Vi pair = load_bytes(row + i);
+            store_floats(out + i, fmadd(int_floats(pair & 15), broadcast(scale), broadcast(minimum)));
+            store_floats(out + middle + i, fmadd(int_floats(pair >> 4), broadcast(scale), broadcast(minimum)));
+        }
+        for (; i < middle; ++i) {
+            out[i] = static_cast<float>(row[i] & 15) * scale + minimum;
+            out[middle + i] = static_cast<float>(row[i] >> 4) * scale + minimum;
+        }
+    }
+    for (size_t i = head_dim; i < padded; ++i) out[i] = 0.0f;
 }
 
-// out += sum of p[j] * rows[j], in order of j; V vectors of a row at a time stay in registers.
+// c[r][...] = or += the sum over k of a[r][k] * b[k][...], in order of k: R rows and V vectors stay in registers.
+template <int R, int V>
+inline void multiply_block(const float* a, size_t a_stride, const float* b, size_t b_stride, size_t depth, float* c,
+                           size_t c_stride, bool add) {
+    Vf acc[R][V];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) acc[r][v] = add ? load_floats(c + r * c_stride + v * kLanes) : Vf{};
+    for (size_t k = 0; k < depth; ++k) {
+        Vf column[V];
+        for (int v = 0; v < V; ++v) column[v] = load_floats(b + k * b_stride + v * kLanes);
+        for (int r = 0; r < R; ++r) {
+            const Vf factor = broadcast(a[r * a_stride + k]);
+            for (int v = 0; v < V; ++v) acc[r][v] = fmadd(factor, column[v], acc[r][v]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store_floats(c + r * c_stride + v * kLanes, acc[r][v]);
+}
+
 template <int V>
-inline void weigh_columns(const float* p, const float* rows, size_t count, size_t padded, float* out) {
-    Vf acc[V];
-    for (int v = 0; v < V; ++v) acc[v] = load_floats(out + v * kLanes);
-    for (size_t j = 0; j < count; ++j) {
-        const Vf weight = splat(p[j]);
-        for (int v = 0; v < V; ++v) acc[v] = fmadd(weight, load_floats(rows + j * padded + v * kLanes), acc[v]);
-    }
-    for (int v = 0; v < V; ++v) store_floats(out + v * kLanes, acc[v]);
+inline void multiply_columns(size_t n_rows, const float* a, size_t a_stride, const float* b, size_t b_stride, size_t depth,
+                             float* c, size_t c_stride, bool add) {
+    size_t r = 0;
+    for (; r + 6 <= n_rows; r += 6)
+        multiply_block<6, V>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
+    for (; r + 3 <= n_rows; r += 3)
+        multiply_block<3, V>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
+    for (; r < n_rows; ++r)
+        multiply_block<1, V>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride, add);
 }
 
-inline void weigh(const float* p, const float* rows, size_t count, size_t padded, float* out) {
-    size_t i = 0;
-    for (; i + 4 * kLanes <= padded; i += 4 * kLanes) weigh_columns<4>(p, rows + i, count, padded, out + i);
-    for (; i < padded; i += kLanes) weigh_columns<1>(p, rows + i, count, padded, out + i);
+// As many vectors as leave room for 6 rows of sums in the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr size_t kColumns = 4;
+#else
+constexpr size_t kColumns = 2;
+#endif
+
+// n_columns is a multiple of 16.
+inline void multiply(size_t n_rows, size_t n_columns, const float* a, size_t a_stride, const float* b, size_t b_stride,
+                     size_t depth, float* c, size_t c_stride, bool add) {
+    size_t j = 0;
+    for (; j + kColumns * kLanes <= n_columns; j += kColumns * kLanes)
+        multiply_columns<kColumns>(n_rows, a, a_stride, b + j, b_stride, depth, c + j, c_stride, add);
+    for (; j < n_columns; j += kLanes)
+        multiply_columns<1>(n_rows, a, a_stride, b + j, b_stride, depth, c + j, c_stride, add);
+}
+
+inline float lane_max(Vf v) {
+    float lanes[kLanes];
+    store_floats(lanes, v);
+    for (size_t step = kLanes / 2; step > 0; step /= 2)
+        for (size_t i = 0; i < step; ++i) lanes[i] = lanes[i + step] > lanes[i] ? lanes[i + step] : lanes[i];
+    return lanes[0];
+}
+
+// exp of what is not positive, to about 2 ulp; of 0 it is 1, and a NaN stays one.
+inline Vf decay(Vf x) {
+    const Vf low = broadcast(-87.0f);
+    const Vf bounded = x < low ? low : x;
+    const Vf shifted = fmadd(bounded, broadcast(1.44269504f), broadcast(kRound));
+    const Vf k = shifted - broadcast(kRound);
+    const Vf r = fmadd(k, broadcast(-1.42860677e-6f), fmadd(k, broadcast(-0.693145752f), bounded));
+    Vf p = fmadd(r, broadcast(1.0f / 720.0f), broadcast(1.0f / 120.0f));
+    p = fmadd(p, r, broadcast(1.0f / 24.0f));
+    p = fmadd(p, r, broadcast(1.0f / 6.0f));
+    p = fmadd(p, r, broadcast(0.5f));
+    p = fmadd(p, r, broadcast(1.0f));
+    p = fmadd(p, r, broadcast(1.0f));
+    const Vf result = p * as_floats((as_ints(shifted) - splat_int(0x4b400000 - 127)) << 23);
+    return x < low ? Vf{} : result;
+}
+// To the 11 significant bits of a half, with the range of a float.
+inline Vf rounded_halves(Vf x) {
+    const Vi bits = as_ints(x);
+    const Vf rounded = as_floats((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fff);
+    return x == x ? rounded : x;
+}
+
+inline float decay_of(float x) { return decay(broadcast(x))[0]; }
+
+inline void scale_row(float* row, size_t n, float factor) {
+    for (size_t i = 0; i < n; i += kLanes) store_floats(row + i, load_floats(row + i) * broadcast(factor));
+}
+
+// Scores of one query and `count` cells from `first` on -> their probabilities by the largest score so far. The sums of the
+// query shrink by as much as that has grown, and the probabilities are added to their total, lane by lane.
+inline void weigh_scores(const AttendArgs& a, const CellSpan& span, size_t first, size_t count, float* scores, float* sums,
+                         size_t sum_stride, float& largest) {
+    const bool whole = first + count <= span.end_low || (first >= span.begin_high && first + count <= span.end_high);
+    Vf top = broadcast(largest);
+    Vi lane = {};
+    for (size_t i = 0; i < kLanes; ++i) lane[i] = static_cast<int32_t>(i);
+    for (size_t i = 0; i < count; i += kLanes) {
+        Vf s = load_floats(scores + i) * broadcast(a.scale);
+        if (a.soft_cap != 0.0f) s = broadcast(a.soft_cap) * hyperbolic_tangent(s / broadcast(a.soft_cap));
+        if (!whole) {
+            const Vi cell = lane + static_cast<int32_t>(first + i);
+            const Vi seen = (cell < static_cast<int32_t>(span.end_low)) |
+                            ((cell >= static_cast<int32_t>(span.begin_high)) & (cell < static_cast<int32_t>(span.end_high)));
+            s = seen ? s : broadcast(-__builtin_inff());
+        }
+        store_floats(scores + i, s);
+        top = s > top ? s : top;
+    }
+    const float now = lane_max(top);
+    if (now != largest) {
+        scale_row(sums, sum_stride, decay_of(largest - now));
+        largest = now;
+    }
+    Vf total = load_floats(sums + sum_stride - kKeyGroup);
+    for (size_t i = 0; i < count; i += kLanes) {
+        const Vf p = decay(load_floats(scores + i) - broadcast(now));
+        total += p;
+        store_floats(scores + i, p);
+    }
+    store_floats(sums + sum_stride - kKeyGroup, total);
+}
+
+inline bool sees(const CellSpan& span, size_t cell) {
+    return cell < span.end_low || (cell >= span.begin_high && cell < span.end_high);
+}
+
+inline bool sees_any(const CellSpan& span, size_t begin, size_t end) {
+    return begin < span.end_low || (end > span.begin_high && begin < span.end_high);
+}
+
+inline bool all_finite(const float* x, size_t n) {
+    Vf poison = {};
+    for (size_t i = 0; i < n; i += kLanes) poison = fmadd(load_floats(x + i), Vf{}, poison);
+    return lane_sum(poison) == 0.0f;
+}
+
+// The cells of one split. sums: [rows, sum_stride], begun anew. careful: weigh only values of cells that a query sees,
+// instead of those of others with 0.
+template <bool Careful>
+void attend_split(const AttendArgs& a, size_t begin, size_t end, float* sums, float* largest) {
+    const size_t padded = round_up(a.head_dim, 16), sum_stride = attend_sum_stride(a.head_dim);
+    const size_t n_rows = a.n_tokens * a.n_heads, row_bytes = kv_row_bytes(a.format, a.head_dim);
+    float* keys = a.scratch;                            // [head_dim, kAttendTile]
+    float* values = keys + a.head_dim * kAttendTile;    // [kAttendTile, padded]
+    float* scores = values + kAttendTile * padded;      // [rows, kAttendTile]
+    for (size_t i = 0; i < n_rows * sum_stride; ++i) sums[i] = 0.0f;
+    for (size_t r = 0; r < n_rows; ++r) largest[r] = kLowestScore;
+
+    for (size_t first = begin; first < end; first += kAttendTile) {
+        // The tokens that see a cell of the tile: the later ones, or where the window has passed it the earlier ones.
+        size_t from = 0, to = a.n_tokens, last = 0;
+        const size_t full = first + kAttendTile < end ? first + kAttendTile : end;
+        while (from < to && !sees_any(a.spans[from], first, full)) ++from;
+        while (to > from && !sees_any(a.spans[to - 1], first, full)) --to;
+        if (from == to) continue;
+        for (size_t t = from; t < to; ++t) {
+            const CellSpan& s = a.spans[t];
+            const size_t until = s.end_high > first && s.begin_high < full ? s.end_high : s.end_low;
+            last = until > last ? until : last;
+        }
+        const size_t count = round_up((last < full ? last : full) - first, kKeyGroup);
+        for (size_t i = 0; i < count; i += kKeyGroup)
+            widen_keys(a.format, a.keys + (first + i) * row_bytes, a.head_dim, keys + i);
+        const size_t row = from * a.n_heads, rows = (to - from) * a.n_heads;
+        multiply(rows, count, a.q + row * padded, padded, keys, kAttendTile, a.head_dim, scores, kAttendTile, false);
+        for (size_t r = 0; r < rows; ++r)
+            weigh_scores(a, a.spans[(row + r) / a.n_heads], first, count, scores + r * kAttendTile,
+                         sums + (row + r) * sum_stride, sum_stride, largest[row + r]);
+        for (size_t i = 0; i < count; ++i)
+            widen_value(a.format, a.values + (first + i) * row_bytes, a.head_dim, padded, values + i * padded);
+        if (!Careful) {
+            multiply(rows, padded, scores, kAttendTile, values, padded, count, sums + row * sum_stride, sum_stride, true);
+            continue;
+        }
+        for (size_t r = 0; r < rows; ++r)
+            for (size_t i = 0; i < count; ++i)
+                if (sees(a.spans[(row + r) / a.n_heads], first + i))
+                    multiply(1, padded, scores + r * kAttendTile + i, kAttendTile, values + i * padded, padded, 1,
+                             sums + (row + r) * sum_stride, sum_stride, true);
+    }
+    // A NaN or an infinity of a cell that a query does not see is none of its business, not even times 0.
+    if (!Careful && !all_finite(sums, n_rows * sum_stride)) attend_split<true>(a, begin, end, sums, largest);
+}
+
+void attend_merge(size_t head_dim, float* sums, float& largest, float* other, float other_largest) {
+    const size_t n = attend_sum_stride(head_dim);
+    const float now = other_largest > largest ? other_largest : largest;
+    const float own_factor = decay_of(largest - now), other_factor = decay_of(other_largest - now);
+    for (size_t i = 0; i < n; i += kLanes)
+        store_floats(sums + i, fmadd(load_floats(other + i), broadcast(other_factor),
+                                     load_floats(sums + i) * broadcast(own_factor)));
+    largest = now;
 }
 
 void attend(const AttendArgs& a) {
-    const size_t padded = round_up(a.head_dim, 16), row_bytes = kv_row_bytes(a.format, a.head_dim);
-    size_t n_keys = 0;
-    for (size_t i = 0; i < a.n_runs; ++i) n_keys += a.runs[i].count;
-    const size_t score_stride = round_up(n_keys, 16);
-
     if (a.format == KvFormat::F16) {
-        // Queries and probabilities as precise as keys and values, as in llama.cpp: rounding alike keeps results within the
-        // noise that its own batch sizes have.
-        for (size_t i = 0; i < a.n_heads * padded; ++i) a.q[i] = rounded_half(a.q[i]);
+        // Queries as precise as keys, as in llama.cpp: rounding alike keeps results within the noise that its own batch
+        // sizes have.
+        const size_t n = a.n_tokens * a.n_heads * round_up(a.head_dim, 16);
+        for (size_t i = 0; i < n; i += kLanes) store_floats(a.q + i, rounded_halves(load_floats(a.q + i)));
     }
-    size_t at = 0;
-    for (size_t i = 0; i < a.n_runs; ++i) {
-        for (size_t j = 0; j < a.runs[i].count; j += kAttendTile) {
-            const size_t count = a.runs[i].count - j < kAttendTile ? a.runs[i].count - j : kAttendTile;
-            widen_rows(a.format, a.keys + (a.runs[i].first + j) * row_bytes, count, a.head_dim, padded, a.tile);
-            for (size_t h = 0; h < a.n_heads; ++h)
-                for (size_t k = 0; k < count; ++k)
-                    a.scores[h * score_stride + at + k] = dot_floats(a.q + h * padded, a.tile + k * padded, padded) * a.scale;
-            at += count;
+    const size_t n_rows = a.n_tokens * a.n_heads, sum_stride = attend_sum_stride(a.head_dim);
+    float* part = a.scratch + attend_tile_floats(a.head_dim, n_rows);  // sums of a split, then their largest scores
+    bool first = true;
+    for (size_t begin = a.begin; begin < a.end; begin += kAttendSplit) {
+        const size_t end = begin + kAttendSplit < a.end ? begin + kAttendSplit : a.end;
+        bool any = false;
+        for (size_t t = 0; t < a.n_tokens; ++t) any = any || sees_any(a.spans[t], begin, end);
+        if (!any && !(first && end == a.end)) continue;
+        if (first) {
+            attend_split<false>(a, begin, end, a.sums, a.largest);
+        } else {
+            float* largest = part + n_rows * sum_stride;
+            attend_split<false>(a, begin, end, part, largest);
+            for (size_t r = 0; r < n_rows; ++r)
+                attend_merge(a.head_dim, a.sums + r * sum_stride, a.largest[r], part + r * sum_stride, largest[r]);
         }
+        first = false;
     }
+}
 
-    float* sums = a.tile + kAttendTile * padded;  // [n_heads, padded]
-    for (size_t h = 0; h < a.n_heads; ++h) {
-        float* scores = a.scores + h * score_stride;
-        for (size_t i = n_keys; i < score_stride; ++i) scores[i] = -__builtin_inff();
-        if (a.soft_cap != 0.0f) soft_cap(scores, a.soft_cap, n_keys, scores);
-        float largest = -__builtin_inff();
-        for (size_t i = 0; i < n_keys; ++i) largest = scores[i] > largest ? scores[i] : largest;
-        Vf total = {};
-        for (size_t i = 0; i < score_stride; i += kLanes) {
-            const Vf p = exponential(load_floats(scores + i) - splat(largest));
-            total += p;
-            store_floats(scores + i, p);
-        }
-        const float inverse = 1.0f / lane_sum(total);
-        for (size_t i = 0; i < n_keys; ++i) {
-            const float p = scores[i] * inverse;
-            scores[i] = a.format == KvFormat::F16 ? rounded_half(p) : p;
-        }
-        for (size_t i = 0; i < padded; ++i) sums[h * padded + i] = 0.0f;
-    }
-
-    at = 0;
-    for (size_t i = 0; i < a.n_runs; ++i) {
-        for (size_t j = 0; j < a.runs[i].count; j += kAttendTile) {
-            const size_t count = a.runs[i].count - j < kAttendTile ? a.runs[i].count - j : kAttendTile;
-            widen_rows(a.format, a.values + (a.runs[i].first + j) * row_bytes, count, a.head_dim, padded, a.tile);
-            for (size_t h = 0; h < a.n_heads; ++h)
-                weigh(a.scores + h * score_stride + at, a.tile, count, padded, sums + h * padded);
-            at += count;
-        }
-    }
-    for (size_t h = 0; h < a.n_heads; ++h) std::memcpy(a.out + h * a.head_dim, sums + h * padded, a.head_dim * sizeof(float));
+void attend_finish(KvFormat format, size_t head_dim, float* sums, float* out) {
+    const size_t padded = round_up(head_dim, 16);
+    scale_row(sums, padded, 1.0f / lane_sum(load_floats(sums + padded)));
+    if (format == KvFormat::KV4H) hadamard(sums, head_dim);
+    std::memcpy(out, sums, head_dim * sizeof(float));
 }
 
 }  // namespace

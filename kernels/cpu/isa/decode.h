@@ -281,5 +281,112 @@ struct CodecQ6_K {
     }
 };
 
+// table[q] + bias for 16 codes of 4 bits.
+inline U8x16 looked_up(I8x16 table, U8x16 q, int bias) {
+    return __builtin_shuffle(reinterpret_cast<U8x16>(table), q) + splat16(bias);
+}
+
+constexpr I8x16 kNonlinear = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr I8x16 kE2m1Doubled = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+struct CodecIQ4_NL {
+    using Block = BlockIQ4_NL;
+    static constexpr size_t kBlock = 32, kSub = 32;
+    static constexpr int kOffset = 128;
+    static constexpr bool kMin = false;
+    static const uint8_t* scale(const Block& b) { return b.d; }
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes) {
+        const U8x16 q = load16(b.qs);
+        store16(codes, looked_up(kNonlinear, q & splat16(15), Bias));
+        store16(codes + 16, looked_up(kNonlinear, q >> 4, Bias));
+    }
+};
+
+struct CodecIQ4_XS {
+    using Block = BlockIQ4_XS;
+    static constexpr size_t kBlock = 256, kSub = 32;
+    static constexpr int kOffset = 128;
+    static constexpr bool kMin = false;
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes, float* scale, float*) {
+        const float d = half(b.d);
+        const int top = load_u16(b.scales_h);
+        for (int j = 0; j < 8; ++j) {
+            const U8x16 q = load16(b.qs + 16 * j);
+            store16(codes + 32 * j, looked_up(kNonlinear, q & splat16(15), Bias));
+            store16(codes + 32 * j + 16, looked_up(kNonlinear, q >> 4, Bias));
+            const int low = b.scales_l[j / 2] >> (4 * (j % 2)) & 15;
+            scale[j] = d * static_cast<float>((low | (top >> (2 * j) & 3) << 4) - 32);
+        }
+    }
+};
+
+struct CodecTQ1_0 {
+    using Block = BlockTQ1_0;
+    static constexpr size_t kBlock = 256, kSub = 32;
+    static constexpr int kOffset = 1;
+    static constexpr bool kMin = false;
+    // A byte is a fraction of 256 in base 3: the n-th digit is 3 * (byte * 3^n mod 256) / 256, rounded down.
+    static U8x16 digits(U8x16 bytes, int power, int bias) {
+        const U8x16 x = bytes * splat16(power);
+        return splat16(bias - 1) - reinterpret_cast<U8x16>(x >= splat16(86)) - reinterpret_cast<U8x16>(x >= splat16(171));
+    }
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes, float* scale, float*) {
+        uint8_t last[16] = {};
+        std::memcpy(last, b.qh, 4);
+        for (int n = 0, power = 1; n < 5; ++n, power *= 3) {
+            store16(codes + 32 * n, digits(load16(b.qs), power, Bias));
+            store16(codes + 32 * n + 16, digits(load16(b.qs + 16), power, Bias));
+            store16(codes + 160 + 16 * n, digits(load16(b.qs + 32), power, Bias));
+            int8_t four[16];
+            store16(four, digits(load16(last), power, Bias));
+            if (n < 4) std::memcpy(codes + 240 + 4 * n, four, 4);
+        }
+        const float d = half(b.d);
+        for (int i = 0; i < 8; ++i) scale[i] = d;
+    }
+};
+
+struct CodecTQ2_0 {
+    using Block = BlockTQ2_0;
+    static constexpr size_t kBlock = 256, kSub = 32;
+    static constexpr int kOffset = 1;
+    static constexpr bool kMin = false;
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes, float* scale, float*) {
+        for (int part = 0; part < 4; ++part) {
+            U8x16 q = load16(b.qs + 16 * part);
+            for (int j = 0; j < 4; ++j, q >>= 2)
+                store16(codes + 128 * (part / 2) + 32 * j + 16 * (part % 2), (q & splat16(3)) + splat16(Bias - 1));
+        }
+        const float d = half(b.d);
+        for (int i = 0; i < 8; ++i) scale[i] = d;
+    }
+};
+
+struct CodecMXFP4 {
+    using Block = BlockMXFP4;
+    static constexpr size_t kBlock = 32, kSub = 32;
+    static constexpr int kOffset = 16;
+    static constexpr bool kMin = false;
+    template <int Bias>
+    static void decode(const Block& b, int8_t* codes, float* scale, float*) {
+        const U8x16 q = load16(b.qs);
+        store16(codes, looked_up(kE2m1Doubled, q & splat16(15), Bias));
+        store16(codes + 16, looked_up(kE2m1Doubled, q >> 4, Bias));
+        // 2^(e - 128): the codes are doubled.
+        const uint32_t bits = b.e < 2 ? 0x00200000u << b.e : static_cast<uint32_t>(b.e - 1) << 23;
+        std::memcpy(scale, &bits, 4);
+    }
+};
+
+// Types whose block leaves its scale, and its minimum, as halves; the others compute floats.
+template <class Codec>
+constexpr bool kHalfScales = Codec::kBlock == 32;
+template <>
+constexpr bool kHalfScales<CodecMXFP4> = false;
+
 }  // namespace
 }  // namespace hetrun::cpu

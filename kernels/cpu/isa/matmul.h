@@ -36,7 +36,7 @@ inline void decode_row(const uint8_t* row, size_t n, const Decoded& to, size_t r
     const Block* blocks = reinterpret_cast<const Block*>(row);
     const size_t n_blocks = n / Codec::kBlock, padded = to.scale_stride;
     int8_t* codes = to.codes + r * to.code_stride;
-    if constexpr (Codec::kBlock == 32) {
+    if constexpr (kHalfScales<Codec>) {
         for (size_t b = 0; b < n_blocks; ++b) {
             Codec::template decode<kBias>(blocks[b], codes + b * 32);
             std::memcpy(halves + 2 * b, Codec::scale(blocks[b]), 2);
@@ -95,7 +95,7 @@ void matmul_codes(const MatmulArgs& m) {
             prefetch(row + kPrefetchBytes, m.row_bytes);
             decode_row<Codec>(row, n, w, r, halves + 4 * r * w.scale_stride);
         }
-        if constexpr (Codec::kBlock == 32) {
+        if constexpr (kHalfScales<Codec>) {
             // Only now, as a vector cannot be loaded from bytes whose narrow stores are still under way.
             for (size_t r = 0; r < rows; ++r) {
                 const uint8_t* own = halves + 4 * r * w.scale_stride;
@@ -119,7 +119,7 @@ void dequantize_codes(const uint8_t* row, size_t n, float* out) {
     int8_t codes[Codec::kBlock];
     float scales[16], minima[16] = {};
     for (size_t b = 0; b < n / Codec::kBlock; ++b) {
-        if constexpr (Codec::kBlock == 32) {
+        if constexpr (kHalfScales<Codec>) {
             Codec::template decode<0>(blocks[b], codes);
             scales[0] = half(Codec::scale(blocks[b]));
             if constexpr (Codec::kMin) minima[0] = half(Codec::minimum(blocks[b]));

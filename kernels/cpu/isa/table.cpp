@@ -67,6 +67,11 @@ constexpr Kernels table() {
     enter<CodecQ4_K>(k, TensorType::Q4_K);
     enter<CodecQ5_K>(k, TensorType::Q5_K);
     enter<CodecQ6_K>(k, TensorType::Q6_K);
+    enter<CodecIQ4_NL>(k, TensorType::IQ4_NL);
+    enter<CodecIQ4_XS>(k, TensorType::IQ4_XS);
+    enter<CodecTQ1_0>(k, TensorType::TQ1_0);
+    enter<CodecTQ2_0>(k, TensorType::TQ2_0);
+    enter<CodecMXFP4>(k, TensorType::MXFP4);
     enter_all_packed(k);
     k.prepare_int8 = prepare_int8;
     k.fill_panel = fill_panel;
@@ -75,8 +80,12 @@ constexpr Kernels table() {
     k.add = add;
     k.scale = scale;
     k.soft_cap = soft_cap;
-    k.kv_store = kv_store;
+    k.kv_store_key = kv_store_key;
+    k.kv_store_value = kv_store_value;
     k.attend = attend;
+    k.attend_merge = attend_merge;
+    k.attend_finish = attend_finish;
+    k.hadamard = hadamard;
     return k;
 }
 

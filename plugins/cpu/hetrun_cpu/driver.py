@@ -132,8 +132,7 @@ def _refusal(op: Op) -> str | None:
     if isinstance(op, Attention):
         if op.kv.format not in KV_FORMATS:
             return f"KV format {op.kv.format!r}; the cpu device has {', '.join(KV_FORMATS)}"
-        if op.kv.format == "q8_0" and op.kv.head_dim % 32:
-            return f"KV format q8_0 needs heads of a multiple of 32, not {op.kv.head_dim}"
+        return op.kv.format_refusal
     return None
 
 

@@ -36,10 +36,15 @@ class Flag(IntFlag):
 
 
 FUNCTIONS = {"silu": 0, "gelu": 1}
-KV_FORMATS = {"f32": 0, "f16": 1, "q8_0": 2}
+KV_FORMATS = {"f32": 0, "f16": 1, "q8_0": 2, "kv4": 3, "kv4h": 4}
 
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
-QUANTISED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+QUANTISED_TYPES = frozenset(
+    (
+        *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+        *("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"),
+    )
+)
 
 
 PANEL_TOKENS = 8
