@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find hetrun plugins kernels configs -name __pycache__ -prune -o -print)
 SHELL := /bin/bash
 
-.PHONY: demo test lint typecheck dev clean help
+.PHONY: demo test lint typecheck dev wheels clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make typecheck  mypy --strict"
 	@echo "make dev        an editable install: edits of Python files are seen at once"
+	@echo "make wheels     wheels for x86_64, aarch64 and armv7l in dist/ (docs/arm.md says what they need)"
 	@echo "make clean      remove $(VENV), build/ and caches (pulled models stay)"
 
 demo: $(VENV)/.installed
@@ -46,6 +47,11 @@ typecheck: $(TOOLS)
 dev: $(TOOLS)
 	$(PIP) install --quiet --no-deps --editable .
 	@rm -f $(VENV)/.installed
+
+wheels: $(VENV)/.python
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	HETRUN_TARGET=aarch64 $(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	HETRUN_TARGET=armv7l $(PIP) wheel --quiet --no-deps --wheel-dir dist .
 
 # Not editable, so that the demo and the tests run what users get. A stamp is older than what it was made from exactly
 # when it has to be made again.

@@ -1,0 +1,248 @@
+"""Measures hetrun's cpu device against llama.cpp, alternately, in one run: tokens/s of prefill and decode, their ratio.
+
+    .venv/bin/python benchmarks/peer.py              about ten minutes, after the first run has built the peer
+    .venv/bin/python benchmarks/peer.py --quick      two minutes
+    .venv/bin/python benchmarks/peer.py --write      also docs/performance.md
+
+Run it with the Python that has hetrun, on a machine with nothing else running. The first run makes an environment with
+llama-cpp-python, built natively from the package index (it needs g++, cmake comes with pip), and the models, in
+HETRUN_BENCH_CACHE (default ~/.cache/hetrun/benchmarks): 4 GB.
+
+Only llama_decode of the peer is timed, not the Python around it; of hetrun, the whole Session.feed. Both sides are
+loaded at once, each in a process of its own, and answer in turn (A B A B ...).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import performance_page
+from make_model import FILE_TYPES, write_model
+
+from hetrun.errors import HetrunError
+from hetrun.model.catalog import Catalog
+from hetrun.model.gguf_file import ModelFile
+
+HERE = Path(__file__).resolve().parent
+PEER = "llama-cpp-python==0.3.36"
+SMOLLM2 = "SmolLM2-135M_Q4_1"
+FILES = (SMOLLM2, *FILE_TYPES)
+DEFAULT_FILES = FILES
+READ_MEGABYTES = 768  # beyond the caches of every core we know
+REST_S = 0.1  # between two measurements, so that the threads of the one before have parked
+QUIET_WAIT_S = 20.0  # longest wait for others to leave the processor alone
+QUIET_FRACTION = 0.9  # of the processor's time, idle
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test on one file.   ours_tps, peer_tps, read_bytes_per_s: one figure a repetition, taken one after another.
+
+    decode_bytes: what a decode step reads of the file; 0 for prefill.
+    """
+
+    file: str
+    test: str
+    n_tokens: int
+    ours_tps: tuple[float, ...]
+    peer_tps: tuple[float, ...]
+    read_bytes_per_s: tuple[float, ...]
+    decode_bytes: int
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(ours / peer for ours, peer in zip(self.ours_tps, self.peer_tps, strict=True))
+
+    @property
+    def bandwidth_fraction(self) -> float | None:
+        """Bytes that decode reads a second over what plain reads reach; above 1 where a cache holds the weights."""
+        if not self.decode_bytes:
+            return None
+        fractions = (t * self.decode_bytes / r for t, r in zip(self.ours_tps, self.read_bytes_per_s, strict=True))
+        return statistics.median(fractions)
+
+
+class Worker:
+    """A process that answers each line with one number."""
+
+    def __init__(self, command: Sequence[str | Path], greeting: bool = True) -> None:
+        self._process = subprocess.Popen([str(c) for c in command], stdin=-1, stdout=-1, text=True, bufsize=1)
+        if greeting:
+            self._read()
+
+    def ask(self, line: str) -> float:
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n")
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}")
+        return line
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def peer_python(cache: Path) -> Path:
+    """The Python of an environment with the peer, built here once."""
+    folder = cache / PEER.replace("==", "-")
+    stamp = folder / "complete"
+    if not stamp.exists():
+        say(f"building {PEER} in {folder} (minutes, once)")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [folder / "bin/python", "-m", "pip", "install", "--quiet"]
+        # A wheel that the index or a cache has may be built for any machine; the peer deserves this one's instructions.
+        subprocess.run([*pip, "--no-binary", "llama-cpp-python", "--no-cache-dir", PEER], check=True)
+        stamp.touch()
+    return folder / "bin/python"
+
+
+def read_benchmark(cache: Path) -> Path:
+    source, program = HERE / "workers/read_bandwidth.cpp", cache / "read_bandwidth"
+    flags = ["-O3", "-march=native", "-std=c++17", "-pthread"]
+    subprocess.run([os.environ.get("CXX", "g++"), *flags, "-o", program, source], check=True)
+    return program
+
+
+def model_path(name: str, cache: Path) -> Path:
+    """A file by its name in FILES, made or pulled where it is missing; or the path of any other."""
+    if name == SMOLLM2:
+        return Catalog.load().pull("smollm2-135m")
+    if name not in FILE_TYPES:
+        return Path(name)
+    path = cache / f"tinyllama-shaped-{name}.gguf"
+    if not path.exists():
+        say(f"making {path}")
+        write_model(path, name)
+    return path
+
+
+def decode_bytes(path: Path) -> int:
+    """Bytes of weights that one decode step reads: all but the embedding table, of which it reads one row."""
+    with ModelFile.open(path) as file:
+        weights = file.tensors
+        tied = "output.weight" not in weights
+        return sum(w.nbytes for name, w in weights.items() if tied or name != "token_embd.weight")
+
+
+def measure(name: str, path: Path, args: argparse.Namespace, peer: Path, read: Worker) -> list[Row]:
+    tests = [("prefill", n) for n in args.prefill] + [("decode", n) for n in args.decode]
+    n_ctx = max(n for _, n in tests) + 1
+    common = [path, str(args.threads), str(n_ctx)]
+    rows = []
+    with ExitStack() as stack:
+        ours = stack.enter_context(Worker([sys.executable, HERE / "workers/hetrun_worker.py", *common]))
+        theirs = stack.enter_context(Worker([peer, HERE / "workers/llama_cpp_worker.py", *common]))
+        for side in (ours, theirs):
+            side.ask("prefill 64")  # first touches: pages of the file, repacked weights
+            side.ask("decode 4")
+        for test, n in tests:
+            samples: list[tuple[float, float, float]] = []
+            for _ in range(args.repetitions):
+                line = f"{test} {n}"
+                samples.append((n / quietly(ours, line), n / quietly(theirs, line), quietly(read, "")))
+            columns = tuple(zip(*samples, strict=True))
+            row = Row(name, test, n, *columns, decode_bytes(path) if test == "decode" else 0)
+            say(performance_page.text_row(row))
+            rows.append(row)
+    return rows
+
+
+def quietly(worker: Worker, line: str) -> float:
+    """The worker's answer, asked for once the machine has nothing else to do, or will not come to rest."""
+    deadline = time.monotonic() + QUIET_WAIT_S
+    while idle_fraction(REST_S) < QUIET_FRACTION and time.monotonic() < deadline:
+        pass
+    return worker.ask(line)
+
+
+def idle_fraction(window_s: float) -> float:
+    """Processor time of the next window_s in which no process ran, by /proc/stat."""
+    before = _processor_ticks()
+    time.sleep(window_s)
+    ticks = [now - then for now, then in zip(_processor_ticks(), before, strict=True)]
+    return ticks[3] / max(sum(ticks), 1)
+
+
+def _processor_ticks() -> list[int]:
+    return [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+
+def record(row: Row) -> dict[str, object]:
+    return {**asdict(row), "ratios": row.ratios, "bandwidth_fraction": row.bandwidth_fraction}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", default=[], metavar="FILE", help=f"{', '.join(FILES)}, or GGUF files")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=5, help="of each test, alternated")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[256, 512], metavar="N")
+    parser.add_argument("--decode", type=int, nargs="*", default=[64, 128], metavar="N")
+    parser.add_argument("--quick", action="store_true", help="three repetitions of prefill 256 and decode 64")
+    parser.add_argument("--json", action="store_true", help="every figure, on stdout")
+    parser.add_argument("--write", action="store_true", help="docs/performance.md, from this run")
+    parser.add_argument("--peer-python", type=Path, help=f"the Python of an environment with a native {PEER}")
+    args = parser.parse_args()
+    if args.quick:
+        args.repetitions, args.prefill, args.decode = 3, [256], [64]
+    if args.threads < 1 or args.repetitions < 1 or not args.prefill + args.decode:
+        parser.error("at least one thread, repetition and test")
+    args.files = args.files or list(DEFAULT_FILES)
+    return args
+
+
+def main() -> None:
+    args = parse()
+    cache = Path(os.environ.get("HETRUN_BENCH_CACHE", "~/.cache/hetrun/benchmarks")).expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    peer = args.peer_python or peer_python(cache)
+    paths = {name: model_path(name, cache) for name in args.files}
+    rows: list[Row] = []
+    machine = performance_page.machine(args.threads, PEER)
+    with Worker([read_benchmark(cache), str(args.threads), str(READ_MEGABYTES)], greeting=False) as read:
+        read.ask("")
+        for name, path in paths.items():
+            rows += measure(name, path, args, peer, read)
+    if args.json:
+        print(json.dumps({"machine": machine, "rows": [record(row) for row in rows]}, indent=2))
+    else:
+        print(performance_page.table(rows))
+    if args.write:
+        page = HERE.parent / "docs/performance.md"
+        page.write_text(performance_page.page(page.read_text() if page.exists() else "", rows, machine))
+        say(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HetrunError as error:
+        raise SystemExit(f"error: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"error: {' '.join(map(str, error.cmd))}: exit code {error.returncode}") from error
