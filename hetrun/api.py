@@ -96,6 +96,7 @@ def load(
             check_plan(plan, graph, found)
         max_outputs = max(n_slots, min(_MAX_OUTPUTS, max_tokens_per_step))
         runtime = build(graph, plan, found, file.blocks, max_tokens_per_step, max_outputs)
+        file.release_pages()  # devices that pack weights have read them, and the pages between them
         session = resources.enter_context(Session(runtime))
         return Model(path, file, tokenizer, session, ahead, resources.pop_all())
 

@@ -96,13 +96,17 @@ class ModelFile:
         data = _map(name)
         try:
             file = cls(Path(name), data)
-            if hasattr(mmap, "MADV_DONTNEED"):
-                # The header was walked once, megabytes of it; little is read again, and what is comes back by itself.
-                data.madvise(mmap.MADV_DONTNEED)
+            file.release_pages()  # the header was walked once, megabytes of it, and little of it is read again
             return file
         except BaseException:
             data.close()
             raise
+
+    def release_pages(self) -> None:
+        """Give back the memory of pages read so far. What is read again comes back by itself, from the page cache."""
+        data = None if self._view is None else self._view.obj
+        if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            data.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Let go of the mapping. From here on `metadata`, `architecture` and `blocks` raise ValueError.
