@@ -81,6 +81,11 @@ int Program::build(uint64_t& detail) {
         if (prepare == nullptr || prepare->out != s.in[0]) return HETRUN_BAD_PROGRAM;
         for (int i = 0; i < 2 && s.weight[i]; ++i) (s.weight[i]->packed ? prepare->panels_read : prepare->rows_read) = true;
     }
+    const Step* next = nullptr;
+    for (size_t i = steps_.size(); i-- > 0;) {
+        steps_[i].next_matmul = next;
+        if (steps_[i].kind == HETRUN_MATMUL && steps_[i].weight[0]->packed) next = &steps_[i];
+    }
     return allocate_scratch();
 }
 

@@ -63,6 +63,7 @@ struct Step {
     const RopeTable* rope;
     size_t head_dim;
     float f0, f1;
+    const Step* next_matmul = nullptr;  // of packed weights
     bool rows_read = false, panels_read = false;  // which form of a PREPARE the matmuls after it want
 };
 

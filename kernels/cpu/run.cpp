@@ -15,6 +15,8 @@ struct Range {
     size_t begin, end;
 };
 
+constexpr size_t kFetchAheadBytes = 8192;
+
 double now_s() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -37,6 +39,7 @@ private:
     void matmul(const Step& s, uint32_t thread);
     void multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread,
                   float* out, size_t stride);
+    void fetch_ahead(const Step& s, uint32_t thread) const;
     void norm(const Step& s, uint32_t thread);
     void rope(const Step& s, uint32_t thread);
     void kv_store(const Step& s, uint32_t thread);
@@ -189,6 +192,19 @@ void Run::matmul(const Step& s, uint32_t thread) {
                 std::memcpy(out, tile, n_rows * sizeof(float));
             }
         }
+    }
+    if (n_tokens <= kPrivateRows) fetch_ahead(s, thread);
+}
+
+// The start of the thread's share of the next matmul, on its way while threads wait for each other.
+void Run::fetch_ahead(const Step& s, uint32_t thread) const {
+    if (s.next_matmul == nullptr) return;
+    const Range r = share(s.next_matmul->out->width, thread, kGroup);
+    for (int i = 0; i < 2 && s.next_matmul->weight[i]; ++i) {
+        const WeightView& w = *s.next_matmul->weight[i];
+        if (w.packed == nullptr || r.begin >= r.end) continue;
+        const uint8_t* from = w.packed + r.begin / kGroup * w.group_bytes;
+        for (size_t at = 0; at < kFetchAheadBytes; at += 64) __builtin_prefetch(from + at);
     }
 }
 

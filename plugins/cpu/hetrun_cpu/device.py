@@ -281,7 +281,7 @@ class CpuDevice:
         self._counting = bool(info.model.get("counters", 0.0))
         self._events: list[RunEvent] = []
         self._view: _BatchView | None = None
-        # An executable keeps the blocks where they are while it lives, and with it the entry: addresses tell them apart.
+        # An executable keeps its blocks where they are, and the entries with them: addresses tell weights apart.
         self._packed: weakref.WeakValueDictionary[tuple[str, int, int], _PackedWeight] = weakref.WeakValueDictionary()
         self._parts: weakref.WeakSet[HostBuffer | CpuState | CpuExecutable] = weakref.WeakSet()
         threads, isa = int(info.model["threads"]), int(info.model["isa"])
@@ -317,7 +317,7 @@ class CpuDevice:
         return executable
 
     def packed(self, weights: Mapping[str, native.Weight]) -> dict[str, _PackedWeight]:
-        """The packed form of each weight, for as long as the caller keeps it. Executables given the same blocks share it."""
+        """The packed form of each weight, for as long as the caller keeps it; given the same blocks, the same one."""
         keys = {name: (name, int(w.address), int(w.nbytes)) for name, w in weights.items()}
         found = {name: self._packed[key] for name, key in keys.items() if key in self._packed}
         new = [name for name in weights if name not in found]
