@@ -41,7 +41,7 @@ FILES = (SMOLLM2, *FILE_TYPES)
 DEFAULT_FILES = FILES
 READ_MEGABYTES = 768  # beyond the caches of every core we know
 REST_S = 0.1  # between two measurements, so that the threads of the one before have parked
-QUIET_WAIT_S = 20.0  # longest wait for others to leave the processor alone
+QUIET_WAIT_S = 3.0  # longest wait for others to leave the processor alone
 QUIET_FRACTION = 0.9  # of the processor's time, idle
 
 
@@ -49,7 +49,8 @@ QUIET_FRACTION = 0.9  # of the processor's time, idle
 class Row:
     """One test on one file.   ours_tps, peer_tps, read_bytes_per_s: one figure a repetition, taken one after another.
 
-    decode_bytes: what a decode step reads of the file; 0 for prefill.
+    decode_bytes: what a decode step reads of the file; 0 for prefill.   others: median share of the processor that
+    other programs took meanwhile.
     """
 
     file: str
@@ -59,6 +60,7 @@ class Row:
     peer_tps: tuple[float, ...]
     read_bytes_per_s: tuple[float, ...]
     decode_bytes: int
+    others: float
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -85,6 +87,11 @@ class Worker:
         assert self._process.stdin
         self._process.stdin.write(f"{line}\n")
         return float(self._read())
+
+    def processor_ticks(self) -> int:
+        """Processor time of all its threads so far, in the ticks of /proc."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
 
     def _read(self) -> str:
         assert self._process.stdout
@@ -151,6 +158,7 @@ def decode_bytes(path: Path) -> int:
 
 
 def measure(name: str, path: Path, args: argparse.Namespace, peer: Path, read: Worker) -> list[Row]:
+    """Every test on one file, from the shortest prefill on."""
     tests = [("prefill", n) for n in args.prefill] + [("decode", n) for n in args.decode]
     n_ctx = max(n for _, n in tests) + 1
     common = [path, str(args.threads), str(n_ctx)]
@@ -163,22 +171,37 @@ def measure(name: str, path: Path, args: argparse.Namespace, peer: Path, read: W
             side.ask("decode 4")
         for test, n in tests:
             samples: list[tuple[float, float, float]] = []
+            quiet = Quiet()
             for _ in range(args.repetitions):
                 line = f"{test} {n}"
-                samples.append((n / quietly(ours, line), n / quietly(theirs, line), quietly(read, "")))
+                samples.append((n / quiet.ask(ours, line), n / quiet.ask(theirs, line), quiet.ask(read, "")))
             columns = tuple(zip(*samples, strict=True))
-            row = Row(name, test, n, *columns, decode_bytes(path) if test == "decode" else 0)
+            others = statistics.median(quiet.others)
+            row = Row(name, test, n, *columns, decode_bytes(path) if test == "decode" else 0, others)
             say(performance_page.text_row(row))
             rows.append(row)
     return rows
 
 
-def quietly(worker: Worker, line: str) -> float:
-    """The worker's answer, asked for once the machine has nothing else to do, or will not come to rest."""
-    deadline = time.monotonic() + QUIET_WAIT_S
-    while idle_fraction(REST_S) < QUIET_FRACTION and time.monotonic() < deadline:
-        pass
-    return worker.ask(line)
+class Quiet:
+    """Asks workers while nothing else runs, as far as can be had, and keeps how much did.
+
+    others: for each answer, the share of the processor that other programs took meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.others: list[float] = []
+
+    def ask(self, worker: Worker, line: str) -> float:
+        deadline = time.monotonic() + QUIET_WAIT_S
+        while idle_fraction(REST_S) < QUIET_FRACTION and time.monotonic() < deadline:
+            pass
+        before, own = _processor_ticks(), worker.processor_ticks()
+        answer = worker.ask(line)
+        ticks = [now - then for now, then in zip(_processor_ticks(), before, strict=True)]
+        busy = sum(ticks) - ticks[3] - (worker.processor_ticks() - own)
+        self.others.append(max(busy, 0) / max(sum(ticks), 1))
+        return answer
 
 
 def idle_fraction(window_s: float) -> float:
