@@ -7,6 +7,7 @@ are unpacked there.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def debian_root(architecture: Architecture, folder: Path) -> Path:
             f"Dir::State={folder}/state",
             f"Dir::State::status={folder}/state/status",
             f"Dir::Cache={folder}/cache",
+            *_sources(folder),
             "Acquire::Languages=none",
             "Acquire::Retries=3",
             "APT::Sandbox::User=root",
@@ -109,6 +111,18 @@ def debian_root(architecture: Architecture, folder: Path) -> Path:
     shutil.rmtree(folder / "state")
     stamp.write_text("\n".join(PACKAGES))
     return root
+
+
+def _sources(folder: Path) -> list[str]:
+    """apt's options for where packages come from: the system's own sources, but Ubuntu keeps ARM on another server."""
+    release = platform.freedesktop_os_release()
+    if release.get("ID") != "ubuntu":
+        return []
+    sources = folder / "sources.list"
+    keyring = "/usr/share/keyrings/ubuntu-archive-keyring.gpg"
+    suite = f"http://ports.ubuntu.com/ubuntu-ports {release['VERSION_CODENAME']} main universe"
+    sources.write_text(f"deb [signed-by={keyring}] {suite}\n")
+    return [f"Dir::Etc::sourcelist={sources}", "Dir::Etc::sourceparts=/dev/null"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from arm.board import ARCHITECTURES, Architecture, Board, build_wheel, debian_root
 
 _BY_TARGET = {a.target: a for a in ARCHITECTURES}

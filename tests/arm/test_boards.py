@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from models import tiny_llama
-
 from arm import generate_on_board
 from arm.board import Board
+from models import tiny_llama
+
 from hetrun_cpu import native
 
 # What each core of qemu's has, of the instruction sets that the library knows: the best comes last.

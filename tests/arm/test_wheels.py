@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from arm.board import ARCHITECTURES
 
 TARGETS = [a.target for a in ARCHITECTURES]
