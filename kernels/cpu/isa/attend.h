@@ -416,8 +416,13 @@ void attend_split(const AttendArgs& a, size_t begin, size_t end, float* sums, fl
             last = until > last ? until : last;
         }
         const size_t count = round_up((last < full ? last : full) - first, kKeyGroup);
-        for (size_t i = 0; i < count; i += kKeyGroup)
-            widen_keys(a.format, a.keys + (first + i) * row_bytes, a.head_dim, keys + i);
+        // The next tile is asked for while this one is widened: the machine foresees no stream that changes after each tile.
+        for (size_t i = 0; i < count; i += kKeyGroup) {
+            const uint8_t* group = a.keys + (first + i) * row_bytes;
+            prefetch(group + kAttendTile * row_bytes, kKeyGroup * row_bytes);
+            prefetch(a.values + (first + i + kAttendTile) * row_bytes, kKeyGroup * row_bytes);
+            widen_keys(a.format, group, a.head_dim, keys + i);
+        }
         const size_t row = from * a.n_heads, rows = (to - from) * a.n_heads;
         multiply(rows, count, a.q + row * padded, padded, keys, kAttendTile, a.head_dim, scores, kAttendTile, false);
         for (size_t r = 0; r < rows; ++r)
