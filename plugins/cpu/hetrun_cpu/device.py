@@ -7,10 +7,11 @@ import mmap
 import struct
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
-from hetrun.ops import KvSpec
+from hetrun.ops import Embedding, KvSpec
 from hetrun.tensor import Weight
 from hetrun_cpu import native
 from hetrun_cpu.program import CpuProgram
@@ -150,6 +151,29 @@ class _PackedWeight:
         self.address = address
 
 
+@dataclass(frozen=True)
+class _Pages:
+    """A table in a mapped file of which only some rows are read. The system maps neighbours with each, until over time
+    the whole table stands in memory, beside its packed form."""
+
+    file: mmap.mmap
+    start: int
+    nbytes: int
+
+    def release(self) -> None:
+        self.file.madvise(mmap.MADV_DONTNEED, self.start, self.nbytes)
+
+
+def _pages(view: memoryview) -> list[_Pages]:
+    """The pages of a view of a file, or nothing where it is of other memory."""
+    file = view.obj
+    if not isinstance(file, mmap.mmap) or not view.readonly or not hasattr(mmap, "MADV_DONTNEED"):
+        return []
+    offset = native.Pinned(view).address - native.Pinned(memoryview(file)).address
+    start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    return [_Pages(file, start, offset + view.nbytes - start)]
+
+
 class CpuExecutable:
     """A program bound to weights, buffers and states. Closing any of those states closes it too."""
 
@@ -161,6 +185,7 @@ class CpuExecutable:
         self._handle = ctypes.c_void_p()
         self._pins: list[native.Pinned] = []
         self._packed: Mapping[str, _PackedWeight] = {}
+        self._looked_up: list[_Pages] = []
         self._report = native.Report()
         self._report_reference = ctypes.byref(self._report)
         try:
@@ -183,6 +208,9 @@ class CpuExecutable:
         self._packed = device.packed(multiplied)
         for name, packed in self._packed.items():
             multiplied[name].packed = packed.address
+        for op in program.segment.ops:
+            if isinstance(op, Embedding) and (op.weight.name not in multiplied or multiplied[op.weight.name].packed):
+                self._looked_up += _pages(weights[op.weight.name])
         spec = native.Spec(
             b"".join(pack(s, value_index, weight_index, state_index) for s in program.steps),
             b"".join(
@@ -237,8 +265,12 @@ class CpuExecutable:
             raise DeviceError(
                 f"segment {self._name}: weight {weight.name} has {weight.nbytes} bytes, but was given {held}"
             )
+        of_file = isinstance(view.obj, mmap.mmap) and view.readonly
+        if of_file and len(weight.shape) == 1:
+            # A page of a file that is read brings fifteen neighbours along: norms would map megabytes of weights.
+            view, of_file = memoryview(bytes(view)), False
         pin = self._pin(view)
-        flags = native.WEIGHT_OF_FILE if isinstance(view.obj, mmap.mmap) and view.readonly else 0
+        flags = native.WEIGHT_OF_FILE if of_file else 0
         return native.Weight(pin.address, pin.nbytes, _rows(weight.shape), weight.shape[-1], weight.type.id, flags, 0)
 
     def _pin(self, view: memoryview, writable: bool = False) -> native.Pinned:
@@ -255,6 +287,8 @@ class CpuExecutable:
         status = native.library().hetrun_cpu_run(self._handle, view.reference, self._report_reference)
         if status:
             native.check(status, f"segment {self._name}", self._report.detail)
+        for pages in self._looked_up:
+            pages.release()
         device.record(self._name, self._report)
 
     def close(self) -> None:
@@ -266,6 +300,7 @@ class CpuExecutable:
             pin.close()
         self._pins.clear()
         self._packed = {}
+        self._looked_up = []
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
