@@ -64,7 +64,7 @@ def build(sanitizer: Sanitizer, checkout: Path, folder: Path) -> Path:
     cmake = require.require_tool("cmake", "sudo apt-get install -y cmake")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     configure = [cmake, "-S", str(checkout / "kernels/cpu"), "-B", str(folder), *generator]
-    settings = ["-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_COMPILER={compiler()}"]
+    settings = ["-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_COMPILER={compiler()}", "-DHETRUN_CPU_GENERIC_ONLY=ON"]
     if sanitizer is ASAN:
         settings.append("-DHETRUN_CPU_SANITIZE=ON")
     else:
@@ -83,6 +83,8 @@ def run_python(
     for tool in sanitizer.wrapper[:1]:
         require.require_tool(tool, "sudo apt-get install -y util-linux")
     environment = {**os.environ, **sanitizer.options, "LD_PRELOAD": runtime(sanitizer)}
+    # NumPy's own threads are not built with the sanitizer, and look like races.
+    environment["OPENBLAS_NUM_THREADS"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     if library is not None:
         environment["HETRUN_CPU_LIBRARY"] = str(library)
