@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hetrun.device import RunEvent
@@ -37,6 +36,3 @@ class Trace:
             for device, event in step.events:
                 seconds[device] = seconds.get(device, 0.0) + event.seconds
         return seconds
-
-    def select(self, phase: Phase) -> Sequence[StepRecord]:
-        return [s for s in self.steps if s.phase == phase]

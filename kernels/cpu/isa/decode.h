@@ -207,6 +207,18 @@ struct CodecQ3_K {
     }
 };
 
+// Scales and minima of a super-block of Q4_K or Q5_K.
+template <class Block>
+inline void decode_scales_k4(const Block& b, float* scale, float* minimum) {
+    const float d = half(b.d), dmin = half(b.dmin);
+    for (size_t j = 0; j < 8; ++j) {
+        uint8_t s, m;
+        scale_min_k4(j, b.scales, s, m);
+        scale[j] = d * static_cast<float>(s);
+        minimum[j] = -(dmin * static_cast<float>(m));
+    }
+}
+
 struct CodecQ4_K {
     using Block = BlockQ4_K;
     static constexpr size_t kBlock = 256, kSub = 32;
@@ -221,13 +233,7 @@ struct CodecQ4_K {
             store16(codes + 64 * j + 32, low >> 4);
             store16(codes + 64 * j + 48, high >> 4);
         }
-        const float d = half(b.d), dmin = half(b.dmin);
-        for (size_t j = 0; j < 8; ++j) {
-            uint8_t s, m;
-            scale_min_k4(j, b.scales, s, m);
-            scale[j] = d * static_cast<float>(s);
-            minimum[j] = -(dmin * static_cast<float>(m));
-        }
+        decode_scales_k4(b, scale, minimum);
     }
 };
 
@@ -249,13 +255,7 @@ struct CodecQ5_K {
             top_low >>= 2;
             top_high >>= 2;
         }
-        const float d = half(b.d), dmin = half(b.dmin);
-        for (size_t j = 0; j < 8; ++j) {
-            uint8_t s, m;
-            scale_min_k4(j, b.scales, s, m);
-            scale[j] = d * static_cast<float>(s);
-            minimum[j] = -(dmin * static_cast<float>(m));
-        }
+        decode_scales_k4(b, scale, minimum);
     }
 };
 
