@@ -1,0 +1,43 @@
+// A matmul's descriptors through the timing model.
+#include "../hls/formats.h"
+#include "hetrun_pynq_z1.h"
+#include "timing.h"
+
+using namespace hetrun::pynq;
+
+namespace {
+
+void add(const Timing& t, hetrun_pynq_timing& to) {
+    to.cycles += static_cast<uint64_t>(t.cycles);
+    to.busy_cycles += static_cast<uint64_t>(t.busy_cycles);
+    to.memory_stalls += static_cast<uint64_t>(t.memory_stalls);
+    to.lane_stalls += static_cast<uint64_t>(t.lane_stalls);
+    to.n_descriptors += 1;
+}
+
+}  // namespace
+
+void hetrun_pynq_matmul_timing(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, hetrun_pynq_timing* timing) {
+    *timing = {};
+    if (format >= HETRUN_PYNQ_FORMATS) return;
+    const Format& f = kFormats[format];
+    const uint32_t columns = static_cast<uint32_t>(chunk_columns(f)), n_chunks = (n_columns + columns - 1) / columns;
+    const uint32_t scales = n_chunks * (f.super ? 1 : 2);
+    uint32_t address = 1u << 24;
+    for (uint32_t first = 0; first < n_rows; first += HETRUN_PYNQ_MAX_ROWS) {
+        const uint32_t rows = n_rows - first < HETRUN_PYNQ_MAX_ROWS ? n_rows - first : HETRUN_PYNQ_MAX_ROWS;
+        const uint32_t n_tiles = (rows + kTileRows - 1) / kTileRows * n_chunks;
+        for (uint32_t t = 0; t < n_tokens; t += HETRUN_PYNQ_TOKENS) {
+            const uint32_t tokens = n_tokens - t < HETRUN_PYNQ_TOKENS ? n_tokens - t : HETRUN_PYNQ_TOKENS;
+            const Work work = {n_tiles * static_cast<uint32_t>(tile_words(f)),
+                               address,
+                               tokens,
+                               static_cast<uint32_t>(header_words(f)),
+                               static_cast<uint32_t>(tile_words(f)),
+                               static_cast<uint32_t>(f.bits),
+                               tokens * (n_chunks * columns / 8 + (scales + 1) / 2)};
+            add(simulate(board_timing(), engine_timing(), work), *timing);
+        }
+        address += n_tiles * static_cast<uint32_t>(tile_words(f)) * 8;
+    }
+}
