@@ -1,4 +1,4 @@
-"""The engine's arithmetic in NumPy, written from its specification: codes by the gguf package, sums in the defined order."""
+"""The engine's arithmetic in NumPy, from its specification: codes by the gguf package, sums in the defined order."""
 
 from __future__ import annotations
 

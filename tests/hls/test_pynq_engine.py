@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -123,30 +122,18 @@ def build(folder: Path, *flags: str) -> Path:
     """Another build of the library."""
     compiler = require_tool("g++", "sudo apt-get install -y g++")
     library = folder / "libhetrun_pynq_z1.so"
-    sources = [SOURCES / "hls/engine.cpp", *sorted((SOURCES / "host").glob("*.cpp"))]
+    sources = [source for part in ("hls", "host", "timing") for source in sorted((SOURCES / part).glob("*.cpp"))]
     options = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
     command = [compiler, *options, f"-I{ROOT / 'kernels/include'}", *flags, *map(str, sources), "-o", str(library)]
     subprocess.run(command, check=True, timeout=300)
     return library
 
 
-def run_with(library: Path, test: Callable[[], None] | str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_with(library: Path, tests: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs tests of this file in a process that loads that library."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        str(Path(__file__)),
-        "-k",
-        str(test),
-        "-s",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(Path(__file__))]
     variables = {**os.environ, "HETRUN_PYNQ_Z1_LIBRARY": str(library), **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=variables, cwd=ROOT)
+    return subprocess.run([*command, "-k", tests], capture_output=True, text=True, timeout=500, env=variables, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")

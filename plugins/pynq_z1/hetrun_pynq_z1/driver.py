@@ -34,7 +34,7 @@ LAUNCH_BASIS = "analytic:a register write, a wait and cache maintenance from C"
 
 
 class PynqZ1Driver:
-    """ "pynq-z1:csim": the engine's HLS source compiled for this machine, with the time that the board is predicted to take.
+    """One device, "pynq-z1:csim": the engine's HLS source compiled for this machine, with the board's predicted time.
 
     Settings: memory_bytes (of the board's DDR that weights and values may take).
     """

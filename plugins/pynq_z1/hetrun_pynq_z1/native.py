@@ -102,6 +102,7 @@ def library() -> ctypes.CDLL:
         raise DeviceError(f"{path} has ABI {version}, this hetrun needs {ABI}", remedy="reinstall hetrun")
     u32, u64, i32, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p
     matmuls, inputs = ctypes.POINTER(Matmul), ctypes.POINTER(Input)
+    seam, window = ctypes.POINTER(Seam), ctypes.POINTER(Window)
     prototypes: dict[str, tuple[Any, list[Any]]] = {
         "hetrun_pynq_stream_bytes": (u64, [u32, u64, u64]),
         "hetrun_pynq_pack": (None, [u32, u64, u64, pointer, pointer]),
@@ -109,8 +110,7 @@ def library() -> ctypes.CDLL:
         "hetrun_pynq_window_bytes": (u64, [matmuls, u32, inputs, u32, u32]),
         "hetrun_pynq_run": (
             i32,
-            [ctypes.POINTER(Seam), ctypes.POINTER(Window), matmuls, u32, inputs, u32, u32, u32, ctypes.c_double]
-            + [ctypes.POINTER(Report)],
+            [seam, window, matmuls, u32, inputs, u32, u32, u32, ctypes.c_double, ctypes.POINTER(Report)],
         ),
         "hetrun_pynq_matmul_timing": (None, [u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
