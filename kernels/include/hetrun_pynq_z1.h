@@ -83,6 +83,15 @@ typedef struct {
 } hetrun_pynq_timing;
 void hetrun_pynq_matmul_timing(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, hetrun_pynq_timing* timing);
 
+// The same of the published design (timing/secda.h). block_words: 32-bit words of a super-block; copied: 1 where the weights lie
+// beyond the CMA window. Times in seconds, at clock_hz.
+typedef struct {
+    uint64_t tile_rows, n_tiles, compute_cycles, input_words, weight_words;
+    double copy_s, dma_s, compute_s, call_s;
+} hetrun_pynq_secda_timing;
+void hetrun_pynq_secda_matmul(uint32_t n_rows, uint32_t n_blocks, uint32_t n_tokens, uint32_t block_words, uint32_t copied,
+                              uint32_t clock_hz, hetrun_pynq_secda_timing* timing);
+
 // A board that is simulated by the engine's own source: `memory` is its DDR from physical address 0 on.
 typedef struct hetrun_pynq_csim hetrun_pynq_csim;
 hetrun_pynq_csim* hetrun_pynq_csim_create(uint8_t* memory, uint64_t nbytes);

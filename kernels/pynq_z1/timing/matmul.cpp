@@ -1,6 +1,7 @@
-// A matmul's descriptors through the timing model.
+// A matmul through the timing models.
 #include "../hls/formats.h"
 #include "hetrun_pynq_z1.h"
+#include "secda.h"
 #include "timing.h"
 
 using namespace hetrun::pynq;
@@ -40,4 +41,14 @@ void hetrun_pynq_matmul_timing(uint32_t format, uint32_t n_rows, uint32_t n_colu
         }
         address += n_tiles * static_cast<uint32_t>(tile_words(f)) * 8;
     }
+}
+
+void hetrun_pynq_secda_matmul(uint32_t n_rows, uint32_t n_blocks, uint32_t n_tokens, uint32_t block_words, uint32_t copied,
+                              uint32_t clock_hz, hetrun_pynq_secda_timing* timing) {
+    BoardTiming board = board_timing();
+    board.clock_ps = 1'000'000'000'000 / clock_hz;
+    const SecdaResult r = simulate_secda(board, secda_timing(), {n_rows, n_blocks, n_tokens, block_words, copied != 0});
+    const auto seconds = [](int64_t ps) { return static_cast<double>(ps) * 1e-12; };
+    *timing = {r.tile_rows, r.n_tiles, r.compute_cycles, r.input_words, r.weight_words, seconds(r.copy_ps), seconds(r.dma_ps),
+               seconds(r.compute_ps), seconds(r.call_ps)};
 }

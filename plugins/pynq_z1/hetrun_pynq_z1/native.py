@@ -77,6 +77,22 @@ class Timing(ctypes.Structure):
     ]
 
 
+class SecdaTiming(ctypes.Structure):
+    """Of a matmul, by the model of the published design."""
+
+    _fields_ = [
+        ("tile_rows", ctypes.c_uint64),
+        ("n_tiles", ctypes.c_uint64),
+        ("compute_cycles", ctypes.c_uint64),
+        ("input_words", ctypes.c_uint64),
+        ("weight_words", ctypes.c_uint64),
+        ("copy_s", ctypes.c_double),
+        ("dma_s", ctypes.c_double),
+        ("compute_s", ctypes.c_double),
+        ("call_s", ctypes.c_double),
+    ]
+
+
 OK, NO_ROOM, TIMEOUT, ENGINE_ERROR = range(4)
 
 
@@ -113,6 +129,7 @@ def library() -> ctypes.CDLL:
             [seam, window, matmuls, u32, inputs, u32, u32, u32, ctypes.c_double, ctypes.POINTER(Report)],
         ),
         "hetrun_pynq_matmul_timing": (None, [u32, u32, u32, u32, ctypes.POINTER(Timing)]),
+        "hetrun_pynq_secda_matmul": (None, [u32, u32, u32, u32, u32, u32, ctypes.POINTER(SecdaTiming)]),
         "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
         "hetrun_pynq_csim_destroy": (None, [pointer]),
     }

@@ -25,3 +25,18 @@ def matmul_seconds(op: MatMul, n_tokens: int) -> float:
     known = definition()
     timing = matmul_cycles(known.formats[op.weight.type.name], *op.weight.shape, n_tokens)
     return float(timing.cycles) / known.numbers["CLOCK_HZ"]
+
+
+@cache
+def secda_matmul(
+    n_rows: int, n_blocks: int, n_tokens: int, block_words: int, copied: bool, clock_hz: int
+) -> native.SecdaTiming:
+    """A matmul on the published design (SECDA-LLM).
+
+    n_blocks: super-blocks of a row.   block_words: 32-bit words of one.   copied: weights lie beyond the CMA window.
+    """
+    timing = native.SecdaTiming()
+    native.library().hetrun_pynq_secda_matmul(
+        n_rows, n_blocks, n_tokens, block_words, copied, clock_hz, ctypes.byref(timing)
+    )
+    return timing
