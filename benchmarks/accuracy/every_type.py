@@ -208,11 +208,12 @@ def table(head: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def measured(bench: Bench, types: Sequence[str]) -> tuple[list[Row], list[Row], list[str]]:
+def measured(bench: Bench, types: Sequence[str], caches: Sequence[str]) -> tuple[list[Row], list[Row], list[str]]:
     """Rows by type, rows by KV format, and the types that llama.cpp does not write or one side does not run.
 
     Where the two sides are further apart than `LIMIT`, float32 says which of them is nearer to what the file means.
     """
+    pairs: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     by_type: list[Row] = []
     by_cache: list[Row] = []
     left_out: list[str] = []
@@ -221,22 +222,25 @@ def measured(bench: Bench, types: Sequence[str]) -> tuple[list[Row], list[Row], 
         if not (ours and theirs):
             left_out.append(name)
             continue
+        pairs[name] = ours, theirs
+    for kv in caches:
+        ours = bench.measure(Run(OWN_FILE, kv, "hetrun"))
+        theirs = bench.measure(Run(OWN_FILE, CACHES[kv], "llama.cpp"))
+        if ours and theirs:
+            by_cache.append(Row.of(f"{kv}, llama.cpp's {CACHES[kv]}", ours, theirs))
+    for name, (ours, theirs) in pairs.items():
         label = name + (f" ({PARTS[name]}, others Q8_0)" if name in PARTS else "")
         row = Row.of(label, ours, theirs)
         if abs(row.difference) > LIMIT:
             row = Row.of(label, ours, theirs, bench.measure(Run(name, "f16", "exact")))
         by_type.append(row)
-    for kv, theirs_kv in CACHES.items():
-        ours = bench.measure(Run(OWN_FILE, kv, "hetrun"))
-        theirs = bench.measure(Run(OWN_FILE, theirs_kv, "llama.cpp"))
-        if ours and theirs:
-            by_cache.append(Row.of(f"{kv}, llama.cpp's {theirs_kv}", ours, theirs))
     return by_type, by_cache, left_out
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="*", default=list(TYPES), choices=TYPES, metavar="TYPE")
+    parser.add_argument("--kv", nargs="*", default=list(CACHES), choices=CACHES, metavar="FORMAT")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--again", nargs="*", default=[], metavar="TEXT", help="forget runs whose name holds it")
@@ -255,7 +259,7 @@ def main() -> None:
         for kept in bench.runs.glob(f"*{text}*"):
             kept.unlink()
     try:
-        by_type, by_cache, left_out = measured(bench, args.types)
+        by_type, by_cache, left_out = measured(bench, args.types, args.kv)
     except OutOfTimeError:
         raise SystemExit("out of time: the same command goes on from here") from None
     machine = performance_page.machine(args.threads, PEER)
