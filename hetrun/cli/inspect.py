@@ -90,7 +90,7 @@ def _support(file: ModelFile) -> Support:
             reasons.append(str(error))
         else:
             reasons.append(None)
-    return Support(*reasons, memory, n_ctx)
+    return Support(reasons[0], reasons[1], memory, n_ctx)
 
 
 def _totals(file: ModelFile) -> dict[str, dict[str, int]]:
