@@ -64,6 +64,9 @@ def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], 
     except DeviceError as error:
         raise _blame(error, registry, devices) from error
     warn_of_broken(registry)
+    if model.stand_ins:
+        names = ", ".join(d.info.id for d in model.stand_ins)
+        print(f"note: only modelled: {names}; {model.stand_ins[0].acting_id} stands in and computes", file=sys.stderr)
     return model
 
 
