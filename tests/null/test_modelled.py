@@ -143,7 +143,16 @@ def test_settings_may_name_more_profiles(tmp_path: Path) -> None:
     assert isinstance(DRIVER.estimate(info, matmul(), DECODE), Cost)
 
 
-@pytest.mark.parametrize("settings", [{"profile": ["x.toml"]}, {"profiles": "x.toml"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"profile": ["x.toml"]},
+        {"profiles": "x.toml"},
+        {"profiles": [3]},
+        {"profiles": ["pynq-z1.toml"]},
+        {"profiles": ["a/x.toml", "b/x.toml"]},
+    ],
+)
 def test_wrong_setting_is_named(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="driver modelled"):
         DRIVER.probe(settings)
