@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hetrun.config import load_profile
 from hetrun.device import Cost, DeviceInfo, Segment, Unsupported, Workload
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.graph.graph import Graph
@@ -16,6 +17,7 @@ from hetrun.ops import Attention, KvSpec, MatMul, Op, RmsNorm, Value
 from hetrun.resources import resource_path
 from hetrun.tensor import TENSOR_TYPES, Weight
 from hetrun.toml_table import shipped
+from hetrun_cpu.driver import CpuDriver
 from hetrun_modelled.driver import ModelledDriver
 
 DRIVER = ModelledDriver()
@@ -217,3 +219,15 @@ def test_pi_5_decodes_as_measured() -> None:
     shape = load_shape("tinyllama").quantised("Q8_0")
     graph = build_graph(shape.architecture, shape.metadata, shape.tensors, GraphOptions(n_ctx=512), architectures())
     assert 1 / seconds("cortex-a76", graph.ops, Workload(1, 64)) == pytest.approx(9, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["cortex-a9", "cortex-a9-paging", "cortex-a53", "cortex-a76", "x86-generic"])
+def test_processors_read_what_the_cpu_device_reads(name: str) -> None:
+    """Their profiles are of that device on other hardware: what they accept can run there, and by a stand-in."""
+    profile, info = load_profile(name), CpuDriver().probe({})[0]
+    refused = [t for t in profile.types if isinstance(CpuDriver().estimate(info, matmul(t), DECODE), Unsupported)]
+    assert refused == []
+    for kv_format in profile.kv_formats:
+        kv = KvSpec("kv", 1, 64, 2, 32, kv_format)
+        attention = Attention("blk.0.attn", Value("q", 64), Value("k", 64), Value("v", 64), kv, 0.1)
+        assert isinstance(CpuDriver().estimate(info, attention, DECODE), Cost)
