@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,7 +31,7 @@ from hetrun.config import load_system
 from hetrun.errors import HetrunError
 from hetrun.graph.graph import Graph
 from hetrun.model.architectures import GraphOptions
-from hetrun.model.shape import load_shape
+from hetrun.model.shape import Shape, load_shape
 from hetrun.plan.place import Request, make_plan
 from hetrun.plan.plan import Plan
 from hetrun.plugins import FoundDevice, Registry
@@ -72,7 +73,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Planned:
-    """A shape on a system.   best: the fastest of its devices alone.   unfit: why there is no plan, and what helps."""
+    """A shape on a system.   best: the fastest of its devices alone.   unfit: why none fits.   fits: what would."""
 
     shape: str
     system: str
@@ -80,6 +81,7 @@ class Planned:
     plan: Times | None
     gap: float = 0.0
     unfit: str = ""
+    fits: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,25 @@ def kinds(plan: Plan) -> list[str]:
 
 
 def planned(shape: str, system: str, registry: Registry) -> Planned:
-    graph = graph_of(load_shape(shape), GraphOptions(n_ctx=CONTEXT), registry)
+    header = load_shape(shape)
+    graph = graph_of(header, GraphOptions(n_ctx=CONTEXT), registry)
     devices = choose_devices(registry, None, system=load_system(system), to_run=False)
     best = min((t for d in devices if (t := alone(graph, d))), key=answer_s, default=None)
     try:
         plan = make_plan(graph, devices, Request(PROMPT, ANSWER))
     except HetrunError as error:
-        return Planned(shape, system, best, None, unfit=f"{error.message}. What would help: {error.remedy}")
+        return Planned(shape, system, best, None, unfit=error.message, fits=smaller(header, devices, registry))
     return Planned(shape, system, best, Times.of(plan), plan.gap)
+
+
+def smaller(header: Shape, devices: Sequence[FoundDevice], registry: Registry) -> str:
+    """The first smaller quantisation that the devices hold, and its times."""
+    for quant in ("Q4_K", "Q3_K", "Q2_K"):
+        graph = graph_of(header.quantised(quant), GraphOptions(n_ctx=CONTEXT), registry)
+        with suppress(HetrunError):
+            times = Times.of(make_plan(graph, devices, Request(PROMPT, ANSWER)))
+            return f"With every matrix in {quant} it fits: {seconds(times.prefill_s)}, {seconds(times.decode_s)}"
+    return "No quantisation of it fits"
 
 
 def alone(graph: Graph, device: FoundDevice) -> Times | None:
@@ -178,7 +191,7 @@ def predictions(rows: Sequence[Planned]) -> str:
         "model", "system", "best device alone", "prompt, token", "plan", "prompt, token", "J/token", "gain",
         "costs are",
     )  # fmt: skip
-    unfit = [f"- {r.shape} on {r.system}: {r.unfit}." for r in rows if r.unfit]
+    unfit = [f"- {r.shape} on {r.system}: {r.unfit}. {r.fits}." for r in rows if r.unfit]
     gaps = [f"- {r.shape} on {r.system}: at most {r.gap:.1%} from the best that fits." for r in rows if r.gap]
     notes = "".join(
         f"\n\n{title}\n\n" + "\n".join(lines)
