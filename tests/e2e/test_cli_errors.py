@@ -110,7 +110,11 @@ DEVICES = [
         "--device cpu",
     ),
     Case(
-        "modelled-bench", ("bench", "-m", "TINY", "-d", "model:null"), USAGE, "model:null: only modelled", "hetrun plan"
+        "modelled-bench",
+        ("bench", "-m", "TINY", "-d", "model:null", "--prompt-tokens", "8", "--gen-tokens", "8"),
+        USAGE,
+        "model:null: only modelled",
+        "hetrun plan",
     ),
     Case("pin-without-device", generate("--pin", "blk.*"), USAGE, "'blk.*' is not PATTERN=DEVICE", "for example"),
     Case("pin-matches-nothing", generate("--pin", "blk.9.atn_q=reference"), PLAN, "matches no op", "blk.0.attn_q"),
