@@ -245,7 +245,7 @@ def with_examples(page: str) -> str:
 
 def output(command: str) -> str:
     """What a hetrun command prints, stderr too, in lines of 100 columns."""
-    program, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command, comments=True)
     assert program == "hetrun", command
     done = subprocess.run(
         [sys.executable, "-m", "hetrun", *arguments],
