@@ -219,9 +219,12 @@ def measurements(rows: Sequence[Ran]) -> str:
         f"{processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python"
         f" {platform.python_version()}, hetrun {hetrun.__version__}, {datetime.now(timezone.utc):%Y-%m-%d}"
     )
+    bases = sorted({basis for r in rows for basis in r.basis.split("; ")})
+    guessed = all(basis.startswith("analytic:") for basis in bases)
     return (
         f"{MODEL}, prompt of {RUN_PROMPT} tokens, {RUN_ANSWER} tokens one by one; medians of {REPETITIONS}. {where}."
-        f"\nPredictions are from {rows[0].basis if len({r.basis for r in rows}) == 1 else rows[-1].basis}."
+        f"\nPredictions are from {'; '.join(bases)}"
+        f"{': nothing was calibrated, so that they are orders of magnitude' if guessed else ''}."
         f"\n\n{table(headers, body)}"
     )
 
