@@ -146,9 +146,12 @@ def choose_devices(
     chosen = {d.info.id: d for d in (select_device(found, w) for w in wanted)}
     if to_run:
         chosen = _runnable(chosen, found)
-    if system:
-        return [replace(d, info=system.refine(d.info)) for d in chosen.values()]
-    return list(chosen.values())
+    result = [replace(d, info=system.refine(d.info)) if system else d for d in chosen.values()]
+    if any("idle_watts" in d.info.model for d in result):
+        from hetrun.config import with_idle_power
+
+        return [replace(d, info=i) for d, i in zip(result, with_idle_power([d.info for d in result]), strict=True)]
+    return result
 
 
 def _runnable(chosen: Mapping[str, FoundDevice], found: Sequence[FoundDevice]) -> dict[str, FoundDevice]:

@@ -45,8 +45,8 @@ class DeviceProfile:
     """What a device can do and how fast, without the device.
 
     launch_s: fixed cost of one run of a segment.
-    model: the numbers of `hetrun.device.roofline`. watts is what the board draws while this device works, with all that
-    is on it; idle_watts what it draws while another device works, 0 where one on the same board counts it.
+    model: the numbers of `hetrun.device.roofline`. watts is what the device draws while it works, idle_watts while it
+    waits; what a board draws beside its devices is counted with one of them. `with_idle_power` adds up.
     ops, types, kv_formats: what it accepts: kinds of `hetrun.ops`, tensor types of weights, formats of KV caches.
     """
 
@@ -120,6 +120,24 @@ class SystemConfig:
         return dataclasses.replace(
             space, upload=device.upload or space.upload, download=device.download or space.download
         )
+
+
+def with_idle_power(devices: Sequence[DeviceInfo]) -> list[DeviceInfo]:
+    """The devices of one machine, where each that works draws its own watts and the idle_watts of those that wait: one
+    works at a time. Devices whose power is unknown stay as they are."""
+    idle = {d.id: d.model.get("idle_watts", 0.0) for d in devices}
+    result = []
+    for device in devices:
+        others = sum(watts for other, watts in idle.items() if other != device.id)
+        if "watts" not in device.model or not others:
+            result.append(device)
+            continue
+        launch = device.launch
+        if launch.joules is not None:
+            launch = dataclasses.replace(launch, joules=launch.joules + others * launch.seconds)
+        model = {**device.model, "watts": device.model["watts"] + others}
+        result.append(dataclasses.replace(device, model=model, launch=launch))
+    return result
 
 
 def load_profile(name_or_path: str | Path) -> DeviceProfile:

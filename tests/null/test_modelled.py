@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from hetrun.config import load_profile
+from hetrun.api import choose_devices
+from hetrun.config import load_profile, load_system
 from hetrun.device import Cost, DeviceInfo, Segment, Unsupported, Workload
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.graph.graph import Graph
 from hetrun.model.architectures import GraphOptions, architectures, build_graph
 from hetrun.model.shape import load_shape
 from hetrun.ops import Attention, KvSpec, MatMul, Op, RmsNorm, Value
+from hetrun.plugins import Registry
 from hetrun.resources import resource_path
 from hetrun.tensor import TENSOR_TYPES, Weight
 from hetrun.toml_table import shipped
@@ -89,6 +91,21 @@ def test_power_of_every_shipped_device_is_known(name: str) -> None:
     assert cost(name, matmul("Q4_0")).joules is not None
     assert device(name).launch.joules is not None
     assert 0 <= device(name).model["idle_watts"] <= device(name).model["watts"]
+
+
+@pytest.mark.parametrize(
+    ("system", "watts"),
+    [
+        ("pynq-z1", {"model:cortex-a9": 3.2, "model:pynq-z1": 3.4}),
+        ("kv260", {"model:cortex-a53": 10.0, "model:kv260": 10.13}),
+        ("rpi5", {"model:cortex-a76": 13.9}),
+        ("workstation-u280", {"model:x86-generic": 71.1, "model:alveo-u280": 51.4}),
+    ],
+)
+def test_a_system_draws_what_its_boards_do(system: str, watts: dict[str, float]) -> None:
+    """Whichever device works: a board is counted once, and one that waits is counted, too."""
+    devices = choose_devices(Registry.load(), None, system=load_system(system), to_run=False)
+    assert {d.info.id: d.info.model["watts"] for d in devices} == pytest.approx(watts, abs=0.005)
 
 
 def test_null_device_costs_nothing() -> None:

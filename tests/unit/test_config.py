@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hetrun.config import load_profile, load_system
+from hetrun.config import load_profile, load_system, with_idle_power
 from hetrun.device import Cost, DeviceInfo, Link, MemorySpace
 from hetrun.errors import ConfigError
 from hetrun.toml_table import read_toml, shipped
@@ -344,6 +344,21 @@ def test_mistake_in_a_system_is_named(write: Write, tmp_path: Path, text: str, s
     assert re.search(said, raised.value.message), raised.value.message
     assert ".toml" in raised.value.message
     assert hint in (raised.value.remedy or "")
+
+
+def powered(device_id: str, watts: float | None, idle_watts: float) -> DeviceInfo:
+    model = {"idle_watts": idle_watts} if watts is None else {"watts": watts, "idle_watts": idle_watts}
+    launch = Cost(2.0, "analytic:x", joules=None if watts is None else 2.0 * watts)
+    return dataclasses.replace(info(device_id, MemorySpace("host", 7)), model=model, launch=launch)
+
+
+def test_devices_that_wait_draw_power_too() -> None:
+    first, second, third = with_idle_power([powered("a", 10.0, 1.0), powered("b", 20.0, 5.0), powered("c", None, 0.5)])
+    assert (first.model["watts"], second.model["watts"]) == (10.0 + 5.5, 20.0 + 1.5)
+    assert (first.launch.joules, second.launch.joules) == (2 * 15.5, 2 * 21.5)
+    assert "watts" not in third.model and third.launch.joules is None
+    (alone,) = with_idle_power([powered("a", 10.0, 1.0)])
+    assert alone == powered("a", 10.0, 1.0)
 
 
 def test_links_to_a_device_without_a_memory_of_its_own_are_refused(write: Write) -> None:
