@@ -78,6 +78,7 @@ def test_prefill_is_bound_by_arithmetic() -> None:
 def test_cost_names_its_profile() -> None:
     assert cost("pynq-z1", matmul()).basis == "analytic:profile pynq-z1"
     assert cost("x86-generic", matmul()).basis == "measured:profile x86-generic"
+    assert device("pynq-z1").launch.basis == "analytic:profile pynq-z1"
 
 
 def test_joules_where_power_is_known() -> None:

@@ -110,7 +110,7 @@ def _info(profile: DeviceProfile) -> ModelledInfo:
 
 def _launch(profile: DeviceProfile) -> Cost:
     seconds, watts = profile.launch_s.value, profile.model.get("watts")
-    return Cost(seconds, profile.launch_s.basis, joules=None if watts is None else seconds * watts.value)
+    return Cost(seconds, profile.basis, joules=None if watts is None else seconds * watts.value)
 
 
 def _profile(info: DeviceInfo) -> DeviceProfile:
