@@ -161,21 +161,35 @@ HETRUN_INLINE void gemm_tokens(const PanelWeights* w, const PanelBlock* a, size_
     for (; v < n_vectors; ++v) gemm_tile<C, 1, T>(shifted(v), a, n_steps, first, out + v * kLanes);
 }
 
+// A share of the packed weights that come next, on their way from memory while tokens pass.
+template <class C>
+HETRUN_INLINE void fetch_share(const uint8_t* groups, const GemmArgs& g, size_t columns, size_t tile, size_t n_tiles) {
+    const size_t nbytes = columns / C::kBlock * C::kBytes, begin = nbytes * tile / n_tiles, end = nbytes * (tile + 1) / n_tiles;
+    for (size_t i = 0; i < g.n_groups; ++i)
+        for (size_t at = begin; at < end; at += 64) __builtin_prefetch(groups + i * g.group_bytes + at, 0, 2);
+}
+
 template <class C>
 void gemm(const GemmArgs& g) {
     PanelWeights* panel = reinterpret_cast<PanelWeights*>(g.scratch);
     const size_t n_vectors = 16 / kLanes * g.n_groups, n = g.layout->n;
+    const size_t n_tiles = (g.n_tokens + kTilePanelTokens - 1) / kTilePanelTokens;
+    const auto chunk = [n](size_t column) { return n - column < kGemmColumns ? n - column : kGemmColumns; };
     for (size_t column = 0; column < n; column += kGemmColumns) {
-        const size_t columns = n - column < kGemmColumns ? n - column : kGemmColumns;
+        const size_t columns = chunk(column), next = column + columns < n ? column + columns : 0;
         for (size_t i = 0; i < g.n_groups; ++i)
             decode_panel<C>(g.groups + i * g.group_bytes + column / C::kBlock * C::kBytes, columns / C::kBlock, 16 * i, panel);
-        for (size_t t = 0; t < g.n_tokens; t += kTilePanelTokens) {
+        // The next columns, or the first ones of the rows that follow.
+        const uint8_t* groups = g.groups + (next == 0 ? g.n_groups * g.group_bytes : next / C::kBlock * C::kBytes);
+        for (size_t tile = 0; tile < n_tiles; ++tile) {
+            const size_t t = tile * kTilePanelTokens;
             const uint8_t* own = g.panels + t / kPanelTokens * g.layout->panel;
             // A later tile of a panel starts at its tokens' place in each of the arrays.
             const PanelBlock* a = reinterpret_cast<const PanelBlock*>(own + t % kPanelTokens * 4) + column / 32;
             const size_t left = g.n_tokens - t;
             float* out = g.out + t * kPanelRows;
             const bool first = column == 0;
+            fetch_share<C>(groups, g, chunk(next), tile, n_tiles);
             unrolled<kTilePanelTokens>([&](auto i) HETRUN_INLINE_LAMBDA {
                 constexpr int T = decltype(i)::value + 1;
                 if (left == T || (T == kTilePanelTokens && left > T)) gemm_tokens<C, T>(panel, a, columns / 32, first, n_vectors, out);
