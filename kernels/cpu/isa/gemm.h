@@ -16,8 +16,6 @@ struct PanelWeights {
 };
 static_assert(sizeof(PanelWeights) * (kGemmColumns / 32) <= kGemmScratchBytes, "a chunk fits its scratch");
 
-typedef int16_t Vs __attribute__((vector_size(sizeof(Vi))));
-
 template <bool Wanted, class C>
 struct FoldOf {
     static constexpr int kShift = C::kShift;
@@ -29,17 +27,17 @@ struct FoldOf<true, C> {
     static constexpr bool kWide = C::kPanelWide;
 };
 
-// codes times the scale of their row and 16 columns, with the offset of the panel's codes.
+typedef uint16_t Vw __attribute__((vector_size(sizeof(Vi))));
+
+// Codes times the scale of their row and 16 columns, with the offset of the panel's codes. Results fit a byte, so that two
+// codes side by side take one multiplication: 256 a + b times a scale is 256 times the one product plus the other.
 template <class C>
 HETRUN_INLINE Vi folded(Vi codes, Vi scale) {
-    const Vs factor = reinterpret_cast<Vs>((scale & splat_int(0xffff)) | scale << 16);
-    const Vs bytes = reinterpret_cast<Vs>(codes);
-    const Vs offset = factor * static_cast<int16_t>(C::kShift ? 1 << C::kShift : 0);
-    const Vs even = (bytes & static_cast<int16_t>(0xff)) * factor - offset;
-    const Vs odd = (bytes >> 8 & static_cast<int16_t>(0xff)) * factor - offset;
-    const Vs bias = Vs{} + static_cast<int16_t>(C::kPanelShift ? 1 << C::kPanelShift : 0);
-    const Vs e = C::kPanelNegative ? bias - even : bias + even, o = C::kPanelNegative ? bias - odd : bias + odd;
-    return reinterpret_cast<Vi>((e & static_cast<int16_t>(0xff)) | o << 8);
+    constexpr uint16_t kBoth = 257, kOffset = C::kShift ? 1 << C::kShift : 0, kBias = C::kPanelShift ? 1 << C::kPanelShift : 0;
+    const Vw factor = reinterpret_cast<Vw>((scale & splat_int(0xffff)) | scale << 16);
+    const Vw products = reinterpret_cast<Vw>(codes) * factor - factor * static_cast<uint16_t>(kBoth * kOffset);
+    const Vw bias = Vw{} + static_cast<uint16_t>(kBoth * kBias);
+    return reinterpret_cast<Vi>(C::kPanelNegative ? bias - products : bias + products);
 }
 
 template <class C, int S>
