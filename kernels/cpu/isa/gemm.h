@@ -16,8 +16,6 @@ struct PanelWeights {
 };
 static_assert(sizeof(PanelWeights) * (kGemmColumns / 32) <= kGemmScratchBytes, "a chunk fits its scratch");
 
-typedef int16_t Vs __attribute__((vector_size(sizeof(Vi))));
-
 template <bool Wanted, class C>
 struct FoldOf {
     static constexpr int kShift = C::kShift;
