@@ -30,6 +30,10 @@ inline Vi load_i8(const uint8_t* p) {
     return (Vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 
+inline Vi load_u8_pairs(const uint8_t* p) {
+    return (Vi)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
 #define HETRUN_QUANTIZE 1
 // The largest of 32 magnitudes, as bits.
 inline int32_t largest_bits(const float* x) {
@@ -91,6 +95,8 @@ inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
 inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
     return dot_unsigned(acc, (Vi)_mm256_abs_epi8((__m256i)codes), (Vi)_mm256_sign_epi8((__m256i)activations, (__m256i)codes));
 }
+
+inline Vi dot_pairs(Vi a, Vi b) { return (Vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }  // of 16 bits
 
 constexpr int kTileRows = 4, kTileTokens = 2;
 // VPMADDUBSW wants unsigned weights and saturates at 16 bits: codes of up to 6 bits stay biased, Q8_0 stays signed.

@@ -33,6 +33,10 @@ inline Vi load_i8(const uint8_t* p) {
     return (Vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
+inline Vi load_u8_pairs(const uint8_t* p) {
+    return (Vi)_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
 #define HETRUN_QUANTIZE 1
 // The largest of 32 magnitudes, as bits.
 inline int32_t largest_bits(const float* x) {
@@ -82,6 +86,7 @@ inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     return (Vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, (__m512i)activations);
 }
 inline Vi dot_signed(Vi acc, Vi, Vi) { return acc; }
+inline Vi dot_pairs(Vi a, Vi b) { return (Vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }  // of 16 bits
 
 constexpr int kTileRows = 4, kTileTokens = 4;
 // VPDPBUSD wants unsigned weights; the bias is taken back from the accumulator, in integers.
