@@ -117,10 +117,12 @@ def choose_devices(
     threads: int | None = None,
     settings: Mapping[str, Mapping[str, object]] | None = None,
     to_run: bool = True,
+    calibrated: bool = True,
 ) -> list[FoundDevice]:
     """The devices named, or those of the system, or all that are here as hardware.
 
     to_run: False for devices that are only planned for, which may be absent or modelled.
+    calibrated: False for what the drivers say alone, without what "hetrun calibrate" has measured.
     DeviceError where one is unknown, or unavailable and to be run.
     """
     wanted = list(wanted or ([d.id for d in system.devices] if system else []))
@@ -133,7 +135,7 @@ def choose_devices(
         here = [d for d in found if d.info.backing == "hardware" and d.info.unavailable is None]
         if not here:
             raise DeviceError("no device is available here", remedy='"hetrun devices" says what is missing')
-        return here
+        return [d.with_stored_calibration() for d in here] if calibrated else here
     known = {d.info.id for d in found} | {d.info.id.partition(":")[0] for d in found}
     if not known.issuperset(wanted):
         found = registry.devices(tables, {**common, "modelled": True})
@@ -143,9 +145,10 @@ def choose_devices(
             raise DeviceError(
                 f"{device.info.id}: {device.info.unavailable.reason}", remedy=device.info.unavailable.remedy
             )
+    result = [d.with_stored_calibration() for d in chosen.values()] if calibrated else list(chosen.values())
     if system:
-        return [replace(d, info=system.refine(d.info)) for d in chosen.values()]
-    return list(chosen.values())
+        return [replace(d, info=system.refine(d.info)) for d in result]
+    return result
 
 
 class Model:
