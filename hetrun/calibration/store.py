@@ -122,7 +122,7 @@ def _processor() -> str:
 def _record(calibration: Calibration) -> dict[str, Any]:
     plain = {
         name: getattr(calibration, name)
-        for name in ("device", "fingerprint", "description", "version", "date", "launch_s", "others")
+        for name in ("device", "fingerprint", "description", "version", "date", "launch_s", "others", "probe_s")
     }
     return {
         "format": FORMAT,
@@ -144,6 +144,7 @@ def _calibration(data: Mapping[str, Any]) -> Calibration:
         date=str(data["date"]),
         launch_s=None if data["launch_s"] is None else _number(data["launch_s"]),
         others=None if data["others"] is None else _number(data["others"]),
+        probe_s=None if data["probe_s"] is None else _number(data["probe_s"]),
         prices={int(n): {str(k): _levels(v) for k, v in prices.items()} for n, prices in data["prices"].items()},
         ratios=_numbers(data["ratios"]),
         links={str(name): _links(times) for name, times in data["links"].items()},

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from hetrun.calibration.table import Calibration, Observation
-from hetrun.calibration.terms import BY_FOOTPRINT
 from hetrun.tensor import TENSOR_TYPES
 
 DISTURBED_SHARE = 0.05
@@ -39,9 +38,9 @@ def disturbed(calibration: Calibration) -> str | None:
     """What says that something else ran while this was measured, or None."""
     if calibration.others is not None and calibration.others > DISTURBED_SHARE:
         return f"other programs took {100 * calibration.others:.0f}% of the processor"
-    slowed = [o.slowed for o in calibration.observations]
+    slowed = [max(o.slowed, 1 / o.slowed) for o in calibration.observations if o.slowed > 0]
     if slowed and statistics.median(slowed) > DISTURBED_SLOWED:
-        return f"the same work took {statistics.median(slowed):.1f} times as long as at its best"
+        return f"its speed changed by a factor of {statistics.median(slowed):.1f} meanwhile"
     return None
 
 
@@ -73,13 +72,13 @@ def _rates(observations: Sequence[Observation]) -> dict[str, float]:
 
 
 def _weight_bytes(observation: Observation) -> float:
-    return sum(n for name, n in observation.terms.items() if name.endswith(BY_FOOTPRINT))
+    return sum(n for name, n in observation.terms.items() if name.endswith("/bytes"))
 
 
 def _flops(observation: Observation) -> float:
     total = 0.0
     for name, n_bytes in observation.terms.items():
-        if name.endswith(BY_FOOTPRINT):
+        if name.endswith("/bytes"):
             kind = TENSOR_TYPES[name.split("/")[1]]
             total += 2 * observation.n_tokens * n_bytes / kind.block_bytes * kind.block_size
     return total

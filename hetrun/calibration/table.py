@@ -30,7 +30,7 @@ class Observation:
     group: what was measured together.   terms: sum over the program's ops.   n_tokens: rows.   footprint: bytes of its
     weights.   seconds: median of a run, without the launch.   estimate_s: the driver's own answer.
     others: share of the processor that other programs took, or None where the system does not say.
-    slowed: how many times as long as at its best a probe took meanwhile.
+    slowed: how many times as long as usual a probe took meanwhile; the seconds are corrected for it.
     """
 
     group: str
@@ -63,7 +63,8 @@ class Calibration:
     """prices: seconds a unit of each term, by number of rows.   ratios: measured over estimated time, by op kind.
 
     launch_s: one run of a segment, as a session sees it.   links: (latency_s, bytes_per_s) by memory space.
-    date: ISO, UTC.   others: share of the processor that other programs took meanwhile, None where not known.
+    probe_s: what a probe took while the machine was as these figures have it.   date: ISO, UTC.
+    others: share of the processor that other programs took meanwhile, None where not known.
     """
 
     device: str
@@ -78,6 +79,7 @@ class Calibration:
     observations: tuple[Observation, ...] = ()
     checks: tuple[Check, ...] = ()
     others: float | None = None
+    probe_s: float | None = None
     _answers: dict[object, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property

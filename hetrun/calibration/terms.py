@@ -9,8 +9,9 @@ from hetrun.ops import Attention, MatMul, Op, Workload
 Terms = Mapping[str, float]
 """Quantities by name."""
 
-BY_FOOTPRINT = ("/bytes",)
-"""Ends of terms whose price depends on the bytes of weights that a step runs through: a cache may hold few of them."""
+BY_FOOTPRINT = ("matmul/",)
+"""Beginnings of terms whose price for one token depends on the bytes of weights that a step runs through: a cache may
+hold few of them, and what else a matmul does may go on while it waits for them."""
 
 BY_CONTEXT = ("/flops", "/kv")
 """Ends of terms whose price depends on the keys that a query sees: devices divide long contexts among their threads."""

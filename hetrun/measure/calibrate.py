@@ -15,7 +15,7 @@ from hetrun.device import Unsupported, Workload
 from hetrun.errors import DeviceError
 from hetrun.measure.fit import fit, ratios
 from hetrun.measure.links import measure_links
-from hetrun.measure.patterns import BASE_TYPES, Accepts, groups
+from hetrun.measure.patterns import BASE_TYPES, Accepts, Group, Pattern, groups
 from hetrun.measure.timing import Bench, Effort
 from hetrun.measure.whole import launch_seconds, runs_whole, whole_checks
 from hetrun.ops import Add, MatMul, Op, RmsNorm, Scale, Value
@@ -55,7 +55,7 @@ def calibrate(
     DeviceError where there is nothing to measure on the device, or it fails.
     """
     check_measurable(found)
-    accepts = _accepts(found)
+    accepts = accepts_of(found)
     to_do = groups(wanted.types, wanted.kv_formats, accepts)
     if not to_do:
         raise DeviceError(
@@ -66,7 +66,7 @@ def calibrate(
     result = replace(before, checks=(), launch_s=None) if before else _empty(found)
     with Bench(found, effort, clock) as bench:
         progress("launches and links", 1, n_parts)
-        bench.set_probe(to_do[0].patterns[0])
+        bench.set_probe(probe_of(to_do))
         run_s = bench.launch(_small_op(accepts, found))
         links = measure_links(bench.device, found.info, effort.rounds, clock)
         result = replace(result, launch_s=run_s, links=links)
@@ -82,6 +82,7 @@ def calibrate(
                 prices=fit(observations),
                 ratios=ratios(observations),
                 others=statistics.median(bench.others) if bench.others else None,
+                probe_s=bench.probe_s,
             )
             keep(result)
     if base is not None:
@@ -90,6 +91,12 @@ def calibrate(
         result = replace(result, checks=whole_checks(found, base, result, effort.rounds, clock))
         keep(result)
     return result
+
+
+def probe_of(to_do: Sequence[Group]) -> Pattern:
+    """What shows how fast the machine is: the first matmul that there is, else whatever comes first."""
+    patterns = [p for group in to_do for p in group.patterns]
+    return next((p for p in patterns if p.name.startswith("matmul ")), patterns[0])
 
 
 def check_measurable(found: FoundDevice) -> None:
@@ -103,7 +110,9 @@ def check_measurable(found: FoundDevice) -> None:
         )
 
 
-def _accepts(found: FoundDevice) -> Accepts:
+def accepts_of(found: FoundDevice) -> Accepts:
+    """Whether the device takes an op."""
+
     def accepts(op: Op) -> bool:
         return not isinstance(found.driver.estimate(found.info, op, Workload(1, 0)), Unsupported)
 

@@ -65,7 +65,7 @@ def _level(term: str, observation: Observation) -> int:
     """
     if term.endswith(BY_CONTEXT):
         return max(1, round(visible_keys(observation.terms)))
-    if observation.n_tokens > 1 or not term.endswith(BY_FOOTPRINT):
+    if observation.n_tokens > 1 or not term.startswith(BY_FOOTPRINT):
         return 0
     return min(LEVELS, key=lambda at: abs(math.log(max(observation.footprint, 1) / at)))
 

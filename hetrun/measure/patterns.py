@@ -40,7 +40,8 @@ class Pattern:
 
     width: of the value that it reads and of the one that it makes.   make: the ops of repetition i.
     inputs: further values that every repetition reads.   pasts: tokens before the batch to time it with.
-    repeatable: False for a pattern that reads no value.
+    repeatable: False for a pattern that reads no value.   at_footprints: whether it is timed with as few weights as
+    a cache holds, and with more, where it has one token.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Pattern:
     inputs: tuple[Value, ...] = ()
     pasts: tuple[int, ...] = (0,)
     repeatable: bool = True
+    at_footprints: bool = False
 
     def ops(self, n: int) -> tuple[Op, ...]:
         """n repetitions."""
@@ -104,7 +106,8 @@ def _base_patterns(base: str | None, with_norm: bool, accepts: Accepts) -> Itera
     if base is not None:
         in_place = [_biased(base, 768, with_norm)]
         for n, m in ((768, 2048), (2048, 5632)):
-            in_place += [_fan(base, n, with_norm), *(_feed_forward(base, n, m, with_norm, r) for r in (False, True))]
+            in_place += [_fan(base, n, with_norm), _feed_forward(base, n, m, with_norm, residual=True)]
+        in_place.append(_feed_forward(base, 768, 2048, with_norm, residual=False))
         for pattern in in_place:
             ops = pattern.make(0, pattern.x)
             if all(map(accepts, ops)):
@@ -149,7 +152,7 @@ def _chain(kind: str, n: int, with_norm: bool) -> Pattern:
         ops, x = _begin(f"c{n}.{i}", x, with_norm)
         return (*ops, _matmul(f"c{n}.{i}.a", kind, n, x))
 
-    return Pattern(f"matmul {kind} {n}x{n}", n, make)
+    return Pattern(f"matmul {kind} {n}x{n}", n, make, at_footprints=True)
 
 
 def _pair(kind: str, n: int, m: int, with_norm: bool) -> Pattern:
@@ -158,7 +161,7 @@ def _pair(kind: str, n: int, m: int, with_norm: bool) -> Pattern:
         up = _matmul(f"p{n}.{i}.a", kind, m, x)
         return (*ops, up, _matmul(f"p{n}.{i}.b", kind, n, up.output))
 
-    return Pattern(f"matmul {kind} {m}x{n} and {n}x{m}", n, make)
+    return Pattern(f"matmul {kind} {m}x{n} and {n}x{m}", n, make, at_footprints=True)
 
 
 def _fan(kind: str, n: int, with_norm: bool) -> Pattern:

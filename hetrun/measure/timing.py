@@ -33,11 +33,14 @@ _SLOWEST_S = 1.0  # and left out where two repetitions take longer
 _SHORT_S = 5e-3  # shorter runs are preceded by one that is not timed: caches and threads are then as in a long run
 _SAMPLE_S = 2e-3  # and repeated for as long as this
 _MOST_S = 8.0  # of all rounds of a group, beyond the third
-_PROBE_S, _PROBE_TOKENS = 5e-4, 64
+_PROBE_REPETITIONS, _PROBE_TOKENS = 8, 64
+_PROBING_S = 2.0
 _REST_S = 0.01  # what disturbs may have gone by then
-SLOWED = 1.12
-"""A probe that takes this many times as long as at its best says that something disturbs."""
+DISTURBED = math.log(1.12)
+"""A probe that takes this much more or less time than usual, in logarithms, says that the machine is not as usual."""
 
+_ARITHMETIC, _READING = 1.0, 0.3
+_NEAR = 2.5  # a repetition larger than this many times a level says nothing about the level
 _MOST_REPETITIONS = 600
 _MOST_RESIDENT_BYTES = 512_000_000
 _FEW_REPETITIONS = 8  # of patterns without weights, whose caches take memory
@@ -50,7 +53,7 @@ class Effort:
     tries: samples at most, for each one wanted, where something disturbs.
     """
 
-    rounds: int = 7
+    rounds: int = 5
     tries: int = 3
     levels: tuple[int, ...] = LEVELS
 
@@ -60,10 +63,14 @@ QUICK = Effort(rounds=3, levels=LEVELS[1:])
 
 @dataclass(frozen=True)
 class Sample:
-    """seconds: of a run.   slowed: how many times as long as at its best a probe took, before or after it."""
+    """seconds: of a run.   slowed: how many times as long as usual a probe took, before and after it."""
 
     seconds: float
     slowed: float
+
+    @property
+    def disturbance(self) -> float:
+        return abs(math.log(self.slowed))
 
 
 @dataclass
@@ -92,9 +99,8 @@ class Bench:
         self.effort = effort
         self.clock = clock
         self.others: list[float] = []
-        self.slowed: list[float] = []
+        self.probe_s: float | None = None
         self._probe_case: Case | None = None
-        self._best_probe_s = math.inf
         self._resources = ExitStack()
         self.device: Device = found.driver.open(found.info)
         self._resources.callback(self.device.close)
@@ -113,37 +119,42 @@ class Bench:
             others = self._rounds(cases)
             return [self._observation(group.name, case, launch_s, others) for case in cases]
 
-    def set_probe(self, pattern: Pattern) -> None:
-        """Runs that pattern between samples from now on: what slows it slows them. A neighbour on the same memory or
-        core, a lower clock, or another machine on the same host may be seen nowhere else.
+    def set_probe(self, pattern: Pattern, usual_s: float | None = None) -> None:
+        """Runs that pattern between samples from now on: what slows it slows them. Another machine on the same host,
+        a neighbour on the same core or a lower clock may be seen nowhere else.
+
+        usual_s: its time where the machine is as it mostly is; None finds out how it mostly is now.
         """
-        bound = self._bound(pattern, self._resources)
-        per_repetition = self._probe(pattern, _PROBE_TOKENS, bound)
-        n = max(1, min(bound.most, round(_PROBE_S / max(per_repetition, 1e-7))))
-        self._probe_case = self._load(pattern, n, _PROBE_TOKENS, bound, self._resources)
-        for _ in range(20):
-            self.probe()
+        bound = self._bound(pattern, min(self._most(pattern), _PROBE_REPETITIONS), self._resources)
+        self._probe_case = self._load(pattern, bound.most, _PROBE_TOKENS, bound, self._resources)
+        self.probe_s = usual_s
+        if usual_s is None:
+            times: list[float] = []
+            started = self.clock()
+            while len(times) < 10 or self.clock() - started < _PROBING_S:
+                times.append(self._probe_seconds())
+            self.probe_s = statistics.median(times)
 
     def probe(self) -> float:
-        """How many times as long as at its best the probe takes now."""
-        if self._probe_case is None:
-            return 1.0
-        seconds = self._time(self._probe_case)
-        self._best_probe_s = min(self._best_probe_s, seconds)
-        return seconds / self._best_probe_s
+        """How many times as long as usual the probe takes now."""
+        return self._probe_seconds() / self.probe_s if self.probe_s else 1.0
+
+    def _probe_seconds(self) -> float:
+        assert self._probe_case is not None
+        return self._time(self._probe_case)
 
     def launch(self, op: Op) -> float:
         """Seconds of a run of one small op: what a run costs beside its ops, and as good as nothing more."""
         pattern = Pattern("launch", op.inputs[0].width, lambda i, x: (op,), op.inputs[1:])
         with ExitStack() as stack:
-            case = self._load(pattern, 1, 1, self._bound(pattern, stack), stack)
+            case = self._load(pattern, 1, 1, self._bound(pattern, 1, stack), stack)
             self._rounds([case])
             return statistics.median(s.seconds for s in case.samples)
 
     def _cases(self, group: Group, stack: ExitStack) -> Iterator[Case]:
         for pattern in group.patterns:
             try:
-                bound = self._bound(pattern, stack)
+                bound = self._bound(pattern, self._most(pattern), stack)
                 per_repetition = 0.0
                 for n_tokens in TOKENS:
                     if per_repetition * 2 > _SLOWEST_S:
@@ -164,8 +175,9 @@ class Bench:
         """How long programs are made: for every level of bytes where one token runs through them, else long enough."""
         most = self._most(pattern)
         if n_tokens == 1 and pattern.block_bytes:
-            levels = self.effort.levels if pattern.name.startswith("matmul ") else self.effort.levels[:1]
-            return sorted({max(1, min(most, round(level / pattern.block_bytes))) for level in levels})
+            levels = self.effort.levels if pattern.at_footprints else self.effort.levels[:1]
+            near = [level for level in levels if pattern.block_bytes < _NEAR * level] or levels[-1:]
+            return sorted({max(1, min(most, round(level / pattern.block_bytes))) for level in near})
         wanted = round(_RUN_S / max(per_repetition, 1e-7))
         if pattern.block_bytes:
             most = min(most, max(2, LEVELS[1] // pattern.block_bytes))
@@ -185,8 +197,7 @@ class Bench:
         kept = sum(sum(a.resident.values()) for a in answers if isinstance(a, Cost))
         return max(kept, pattern.block_bytes)
 
-    def _bound(self, pattern: Pattern, stack: ExitStack) -> _Bound:
-        most = self._most(pattern)
+    def _bound(self, pattern: Pattern, most: int, stack: ExitStack) -> _Bound:
         ops = pattern.ops(most)
         return _Bound(
             most,
@@ -258,25 +269,24 @@ class Bench:
             for case in cases:
                 self._sample(case)
         for case in cases:
-            case.samples = sorted(case.samples, key=lambda s: s.slowed)[:rounds]
-            self.slowed += [s.slowed for s in case.samples]
+            case.samples = sorted(case.samples, key=lambda s: s.disturbance)[:rounds]
         others = others_since(before)
         if others is not None:
             self.others.append(others)
         return others
 
     def _sample(self, case: Case) -> None:
-        """Adds samples, the more the more were disturbed. What is kept is chosen by the probe, never by its time."""
+        """Adds a sample, and more where it was disturbed. What is kept is chosen by the probe, never by its time."""
         for _ in range(self.effort.tries):
-            slowed = self.probe()
+            self.probe()  # wakes threads, and fills the caches with what the next one reads
+            before = self.probe()
             if case.run_s < _SHORT_S:
                 self._time(case)
             times: list[float] = []
             while sum(times) < _SAMPLE_S:
                 times.append(self._time(case))
-            slowed = max(slowed, self.probe())
-            case.samples.append(Sample(statistics.median(times), slowed))
-            if slowed <= SLOWED:
+            case.samples.append(Sample(statistics.median(times), math.sqrt(before * self.probe())))
+            if case.samples[-1].disturbance <= DISTURBED:
                 return
             time.sleep(_REST_S)
 
@@ -289,7 +299,9 @@ class Bench:
             answer = self.found.driver.estimate(self.found.info, op, case.workload)
             seconds = answer.seconds if isinstance(answer, Cost) else 0.0
             estimated[op.kind] = estimated.get(op.kind, 0.0) + seconds
-        seconds = statistics.median(s.seconds for s in case.samples)
+        # Arithmetic takes as much longer as the probe does; reading from memory hardly does.
+        share = _ARITHMETIC if case.workload.n_tokens > 1 or footprint_bytes(case.ops) < LEVELS[1] / 2 else _READING
+        seconds = statistics.median(s.seconds / s.slowed**share for s in case.samples)
         return Observation(
             group=group,
             program=case.name,

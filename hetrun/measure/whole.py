@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hetrun.calibration.table import Calibration, Check
 from hetrun.device import Batch
@@ -103,14 +104,16 @@ def whole_checks(
     with _session(found, graph, _N_PROMPT) as session:
         for number in range(repetitions + 1):
             session.truncate(0, 0)
-            started = clock()
+            times = [clock()]
             session.feed(tokens)
-            between = clock()
+            times.append(clock())
             for token in tokens[:_N_STEPS]:
                 session.feed([token])
+                times.append(clock())
             if number:  # the first one touches memory
-                prefill.append(between - started)
-                decode.append((clock() - between) / _N_STEPS)
+                first, *rest = (b - a for a, b in pairwise(times))
+                prefill.append(first)
+                decode += rest
     name = f"{_WHOLE.n_layers} layers of {_WHOLE.n_embd} x {_WHOLE.n_ff} {kind}"
     steps: Mapping[str, tuple[Workload, float]] = {
         f"prefill of {_N_PROMPT} tokens": (Workload(_N_PROMPT, 0), statistics.median(prefill)),
