@@ -7,10 +7,9 @@ import pytest
 from simulated_device import SimulatedDriver
 
 from hetrun.calibration.table import Calibration
-from hetrun.measure import calibrate as module
 from hetrun.measure import timing
 from hetrun.measure.calibrate import Wanted, calibrate
-from hetrun.measure.timing import Effort
+from hetrun.measure.timing import LEVELS, Effort
 from hetrun.plugins import FoundDevice
 
 
@@ -40,12 +39,8 @@ def measure() -> Measure:
         rounds: int = 3,
         kv_formats: tuple[str, ...] = ("f16",),
     ) -> Calibration:
+        effort = Effort(rounds=rounds, tries=1, levels=LEVELS[:2])
         wanted = Wanted(types, kv_formats)
-        return calibrate(
-            found(driver), wanted, Effort(rounds=rounds, tries=1), before, keep, lambda *_: None, driver.clock
-        )
+        return calibrate(found(driver), wanted, effort, before, keep, lambda *_: None, driver.clock)
 
     return run
-
-
-__all__ = ["found", "module"]
