@@ -62,7 +62,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One test on one file in one pass.   measured_s: median of the runs kept, all_s: of all runs."""
+    """One test on one file in one pass.   measured_s: median of the runs kept, all_s: of all runs.
+
+    slowed: of the runs kept.
+    """
 
     file: str
     test: str
@@ -71,6 +74,10 @@ class Row:
     slowed: float
     before_s: float
     after_s: float
+
+    @property
+    def as_calibrated(self) -> bool:
+        return abs(math.log(self.slowed)) <= DISTURBED
 
     @property
     def error_before(self) -> float:
@@ -193,20 +200,26 @@ def one_pass(paths: dict[str, Path], args: argparse.Namespace) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Medians over the passes; errors with the least and the greatest of a pass."""
+    """Medians over the passes that met the machine at the speed that it was calibrated at, or over all where none did.
+
+    least, most: errors of such a pass.   all runs: the median error over all passes and all their runs.
+    """
     lines = [
-        "| file | test | measured | before | off by | calibrated | off by | least | most | all runs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| file | test | measured | before | off by | calibrated | off by | least | most | passes | all runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for file, test in dict.fromkeys((r.file, r.test) for r in rows):
-        same = [r for r in rows if (r.file, r.test) == (file, test)]
+        everything = [r for r in rows if (r.file, r.test) == (file, test)]
+        # Where the machine changed its speed after it was calibrated, a pass compares two machines.
+        same = [r for r in everything if r.as_calibrated] or everything
         middle = [1e3 * statistics.median(getattr(r, f) for r in same) for f in ("measured_s", "before_s", "after_s")]
         errors = [r.error_after for r in same]
         before = statistics.median(r.error_before for r in same)
-        in_all = statistics.median(r.after_s / r.all_s - 1 for r in same)
+        in_all = statistics.median(r.after_s / r.all_s - 1 for r in everything)
         cells = (
             file, test, f"{middle[0]:.2f} ms", f"{middle[1]:.2f} ms", f"{before:+.0%}", f"{middle[2]:.2f} ms",
-            f"{statistics.median(errors):+.1%}", f"{min(errors):+.1%}", f"{max(errors):+.1%}", f"{in_all:+.1%}",
+            f"{statistics.median(errors):+.1%}", f"{min(errors):+.1%}", f"{max(errors):+.1%}",
+            f"{sum(r.as_calibrated for r in same)} of {len(everything)}", f"{in_all:+.1%}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -42,7 +42,7 @@ def others_since(start: ProcessorTime | None) -> float | None:
     return min(1.0, max(0.0, busy / (now.all_s - start.all_s)))
 
 
-def wait_for_quiet(longest_s: float = 1.0) -> None:
+def wait_for_quiet(longest_s: float = 0.5) -> None:
     """Waits until others leave the processor alone, but not for ever."""
     deadline = time.monotonic() + longest_s
     while time.monotonic() < deadline:

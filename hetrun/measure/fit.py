@@ -75,12 +75,14 @@ def nonnegative_least_squares(matrix: NDArray[np.float64], target: NDArray[np.fl
     scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1.0
     n_columns = matrix.shape[1]
-    a = np.vstack([matrix / scale, _RIDGE * np.eye(n_columns)])
-    b = np.concatenate([target, np.zeros(n_columns)])
+    scaled = matrix / scale
+    # Normal equations: small ones, which no linear algebra library divides among threads that wait for each other.
+    gram = scaled.T @ scaled + _RIDGE**2 * np.eye(n_columns)
+    wanted = scaled.T @ target
     x = np.zeros(n_columns)
     active = np.zeros(n_columns, bool)
     for _ in range(10 * n_columns):
-        gradient = a.T @ (b - a @ x)
+        gradient = wanted - gram @ x
         gradient[active] = -np.inf
         best = int(np.argmax(gradient))
         if active.all() or gradient[best] <= 1e-10:
@@ -88,7 +90,7 @@ def nonnegative_least_squares(matrix: NDArray[np.float64], target: NDArray[np.fl
         active[best] = True
         while True:
             step = np.zeros(n_columns)
-            step[active] = np.linalg.lstsq(a[:, active], b, rcond=None)[0]
+            step[active] = np.linalg.solve(gram[np.ix_(active, active)], wanted[active])
             negative = active & (step <= 0)
             if not negative.any():
                 break

@@ -34,6 +34,8 @@ _SHORT_S = 5e-3  # shorter runs are preceded by one that is not timed: caches an
 _SAMPLE_S = 2e-3  # and repeated for as long as this
 _MOST_S = 8.0  # of all rounds of a group, beyond the third
 _PROBE_REPETITIONS, _PROBE_TOKENS = 8, 64
+_PROBE_S = 2e-4
+_MOST_RUNS = 1000
 _PROBING_S = 2.0
 _REST_S = 0.01  # what disturbs may have gone by then
 DISTURBED = math.log(1.12)
@@ -54,11 +56,11 @@ class Effort:
     """
 
     rounds: int = 5
-    tries: int = 3
+    tries: int = 2
     levels: tuple[int, ...] = LEVELS
 
 
-QUICK = Effort(rounds=3, levels=LEVELS[1:])
+QUICK = Effort(rounds=3, tries=1, levels=LEVELS[1:])
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Bench:
 
     def _probe_seconds(self) -> float:
         assert self._probe_case is not None
-        return self._time(self._probe_case)
+        return statistics.median(self._times(self._probe_case, _PROBE_S))
 
     def launch(self, op: Op) -> float:
         """Seconds of a run of one small op: what a run costs beside its ops, and as good as nothing more."""
@@ -258,6 +260,15 @@ class Bench:
         self.device.synchronize()
         return self.clock() - started
 
+    def _times(self, case: Case, at_least_s: float) -> list[float]:
+        """Seconds of runs, as many as take that long together."""
+        times: list[float] = []
+        left_s = at_least_s
+        while left_s > 0 and len(times) < _MOST_RUNS:
+            times.append(self._time(case))
+            left_s -= times[-1]
+        return times
+
     def _rounds(self, cases: Sequence[Case]) -> float | None:
         """Times all cases in turn, several times. Share of the processor that others took."""
         wait_for_quiet()
@@ -282,9 +293,7 @@ class Bench:
             before = self.probe()
             if case.run_s < _SHORT_S:
                 self._time(case)
-            times: list[float] = []
-            while sum(times) < _SAMPLE_S:
-                times.append(self._time(case))
+            times = self._times(case, _SAMPLE_S)
             case.samples.append(Sample(statistics.median(times), math.sqrt(before * self.probe())))
             if case.samples[-1].disturbance <= DISTURBED:
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from hetrun.tensor import TensorType, Weight
 
@@ -47,6 +48,7 @@ def _ones() -> bytes:
     return struct.pack("<f", 1.0)
 
 
+@cache
 def _pattern(kind: TensorType) -> bytes:
     rng = random.Random(kind.id)
     if kind.name in _FLOATS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -58,16 +59,16 @@ def test_show_without_a_measurement_says_so(plugin: Path, tmp_path: Path) -> Non
     assert hetrun(tmp_path, "calibrate", "--device", "sim", "--show", "--json", plugins=[plugin]).json == []
 
 
-def test_reset_forgets(plugin: Path, tmp_path: Path) -> None:
-    hetrun(tmp_path, *QUICK, plugins=[plugin])
+def test_reset_forgets(measured: Path, plugin: Path, tmp_path: Path) -> None:
+    shutil.copytree(measured / "data", tmp_path / "data")
     args = ("calibrate", "--device", "sim", "--reset")
     assert hetrun(tmp_path, *args, "--json", plugins=[plugin]).json == {"removed": ["sim:0"]}
     assert hetrun(tmp_path, *args, plugins=[plugin]).out == "sim:0: there was nothing to forget\n"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 9}'])
-def test_file_that_cannot_be_used_is_one_warning(text: str, plugin: Path, tmp_path: Path) -> None:
-    hetrun(tmp_path, *QUICK, plugins=[plugin])
+def test_file_that_cannot_be_used_is_one_warning(text: str, measured: Path, plugin: Path, tmp_path: Path) -> None:
+    shutil.copytree(measured / "data", tmp_path / "data")
     (path,) = (tmp_path / "data" / "calibration").glob("*.json")
     path.write_text(text)
     args = ("plan", "--model", tiny_llama(tmp_path / "m.gguf"), "--device", "sim", "--json")
@@ -77,7 +78,6 @@ def test_file_that_cannot_be_used_is_one_warning(text: str, plugin: Path, tmp_pa
     assert done.json["predicted"]["basis"] == ["analytic:planted"]
     shown = hetrun(tmp_path, "calibrate", "--device", "sim", "--show", plugins=[plugin])
     assert (shown.code, len(shown.errors), len(shown.hints)) == (6, 1, 1)
-    assert hetrun(tmp_path, *QUICK, plugins=[plugin]).code == 0
 
 
 def test_interruption_keeps_what_was_measured(plugin: Path, tmp_path: Path) -> None:
@@ -111,6 +111,14 @@ def test_what_cannot_be_measured_is_one_error(args: tuple[str, ...], code: int, 
     done = hetrun(tmp_path, "calibrate", *args)
     assert (done.code, done.out, len(done.errors)) == (code, "", 1)
     assert said in done.errors[0]
+
+
+def test_measuring_replaces_a_file_that_cannot_be_used(measured: Path, plugin: Path, tmp_path: Path) -> None:
+    shutil.copytree(measured / "data", tmp_path / "data")
+    (path,) = (tmp_path / "data" / "calibration").glob("*.json")
+    path.write_text("{}")
+    assert hetrun(tmp_path, *QUICK, plugins=[plugin]).code == 0
+    assert json.loads(path.read_text())["format"] == 1
 
 
 def test_folder_that_cannot_be_written_is_one_error(plugin: Path, tmp_path: Path) -> None:
