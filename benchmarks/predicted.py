@@ -105,7 +105,7 @@ def step_s(graph: Graph, workload: Workload, device: FoundDevice) -> float:
     return CostTable.ask(graph, workload, [device]).price([device.info.id] * len(graph.ops)).total_s
 
 
-def time_runs(bench: Bench, repetitions: int, run: Callable[[], float]) -> list[Run]:
+def time_runs(bench: Bench, usual_s: float, repetitions: int, run: Callable[[], float]) -> list[Run]:
     """Runs until that many met the machine at the speed that it was calibrated at, or for WAIT_S."""
     runs: list[Run] = []
     run()
@@ -113,16 +113,15 @@ def time_runs(bench: Bench, repetitions: int, run: Callable[[], float]) -> list[
     while sum(r.as_calibrated for r in runs) < repetitions:
         if len(runs) >= repetitions and time.monotonic() - started > WAIT_S:
             break
-        before = probed(bench)
+        before = probed(bench, usual_s)
         seconds = run()
-        runs.append(Run(seconds, (before * probed(bench)) ** 0.5))
+        runs.append(Run(seconds, (before * probed(bench, usual_s)) ** 0.5))
     return runs
 
 
-def probed(bench: Bench) -> float:
+def probed(bench: Bench, usual_s: float) -> float:
     time.sleep(REST_S)
-    bench.probe()
-    slowed = statistics.median(bench.probe() for _ in range(5))
+    slowed = statistics.median(bench.probe() for _ in range(3)) / usual_s
     time.sleep(REST_S)
     return slowed
 
@@ -158,7 +157,7 @@ def measure(
             (f"prefill {PREFILL}", Workload(PREFILL, 0), prefill_s),
             (f"decode {DECODE}", Workload(1, DECODE // 2), decode_s),
         ):
-            runs = time_runs(bench, args.repetitions, lambda s=seconds: s(session, tokens))  # type: ignore[misc]
+            runs = time_runs(bench, calibration.probe_s or 1.0, args.repetitions, lambda s=seconds: s(session, tokens))  # type: ignore[misc]
             nearest = sorted(runs, key=lambda r: max(r.slowed, 1 / r.slowed))[: args.repetitions]
             row = Row(
                 name,
@@ -193,7 +192,7 @@ def one_pass(paths: dict[str, Path], args: argparse.Namespace) -> list[Row]:
     probe = probe_of(groups(wanted.types, wanted.kv_formats, accepts_of(device)))
     rows = []
     with Bench(device, Effort()) as bench:
-        bench.set_probe(probe, calibration.probe_s)
+        bench.set_probe(probe)
         for name, path in paths.items():
             rows += measure(name, path, device, calibration, bench, args)
     return rows

@@ -174,7 +174,8 @@ def _check(data: Mapping[str, Any]) -> Check:
 
 def _observation(data: Mapping[str, Any]) -> Observation:
     found = Observation(**data)
-    return replace(found, terms=_numbers(found.terms), kinds=_numbers(found.kinds), seconds=_number(found.seconds))
+    times = {name: _number(data[name]) for name in ("seconds", "estimate_s", "probe_s")}
+    return replace(found, terms=_numbers(found.terms), kinds=_numbers(found.kinds), **times)
 
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, float]:

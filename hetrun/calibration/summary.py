@@ -10,7 +10,7 @@ from hetrun.calibration.table import Calibration, Observation
 from hetrun.tensor import TENSOR_TYPES
 
 DISTURBED_SHARE = 0.05
-DISTURBED_SLOWED = 1.12
+DISTURBED_CHANGE = 1.12
 
 
 def summary(calibration: Calibration) -> dict[str, Any]:
@@ -38,15 +38,17 @@ def disturbed(calibration: Calibration) -> str | None:
     """What says that something else ran while this was measured, or None."""
     if calibration.others is not None and calibration.others > DISTURBED_SHARE:
         return f"other programs took {100 * calibration.others:.0f}% of the processor"
-    slowed = [max(o.slowed, 1 / o.slowed) for o in calibration.observations if o.slowed > 0]
-    if slowed and statistics.median(slowed) > DISTURBED_SLOWED:
-        return f"its speed changed by a factor of {statistics.median(slowed):.1f} meanwhile"
+    usual = calibration.probe_s
+    changes = [max(o.probe_s / usual, usual / o.probe_s) for o in calibration.observations if usual and o.probe_s]
+    if changes and statistics.median(changes) > DISTURBED_CHANGE:
+        return f"its speed changed by a factor of {statistics.median(changes):.1f} meanwhile"
     return None
 
 
 def _group(calibration: Calibration, name: str) -> dict[str, Any]:
     observations = [o for o in calibration.observations if o.group == name]
-    after = [(calibration.priced(o.terms, o.n_tokens, o.footprint), o.seconds) for o in observations]
+    speed = calibration.probe_s
+    after = [(calibration.priced(o.terms, o.n_tokens, o.footprint), o.at_speed(speed)) for o in observations]
     return {
         "group": name,
         "programs": len(observations),

@@ -15,6 +15,10 @@ Levels = tuple[tuple[float, float], ...]
 """(footprint in bytes or keys that a query sees, seconds a unit), ascending; one entry where neither matters."""
 
 
+_BEYOND_CACHES_BYTES = 32_000_000
+_READING = 0.3  # measured: an EPYC whose arithmetic ran at half its speed read memory 1.2 times as slowly
+
+
 @dataclass(frozen=True)
 class LinkTimes:
     """Links of one memory space, as measured."""
@@ -30,7 +34,7 @@ class Observation:
     group: what was measured together.   terms: sum over the program's ops.   n_tokens: rows.   footprint: bytes of its
     weights.   seconds: median of a run, without the launch.   estimate_s: the driver's own answer.
     others: share of the processor that other programs took, or None where the system does not say.
-    slowed: how many times as long as usual a probe took meanwhile; the seconds are corrected for it.
+    probe_s: what a probe of the machine's speed took meanwhile, 0 where there was none.
     """
 
     group: str
@@ -42,7 +46,16 @@ class Observation:
     terms: Terms
     kinds: Mapping[str, float]
     others: float | None = None
-    slowed: float = 1.0
+    probe_s: float = 0.0
+
+    def at_speed(self, probe_s: float | None) -> float:
+        """Seconds where the probe takes probe_s: arithmetic takes as much longer as it does, reading weights from
+        memory hardly.
+        """
+        if not probe_s or not self.probe_s:
+            return self.seconds
+        reading = self.n_tokens == 1 and self.footprint > _BEYOND_CACHES_BYTES
+        return float(self.seconds * (probe_s / self.probe_s) ** (_READING if reading else 1.0))
 
 
 @dataclass(frozen=True)

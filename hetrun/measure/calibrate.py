@@ -13,7 +13,7 @@ from hetrun.calibration.store import fingerprint
 from hetrun.calibration.table import Calibration
 from hetrun.device import Unsupported, Workload
 from hetrun.errors import DeviceError
-from hetrun.measure.fit import fit, ratios
+from hetrun.measure.fit import fit, ratios, usual_speed
 from hetrun.measure.links import measure_links
 from hetrun.measure.patterns import BASE_TYPES, Accepts, Group, Pattern, groups
 from hetrun.measure.timing import Bench, Effort
@@ -82,7 +82,7 @@ def calibrate(
                 prices=fit(observations),
                 ratios=ratios(observations),
                 others=statistics.median(bench.others) if bench.others else None,
-                probe_s=bench.probe_s,
+                probe_s=usual_speed(observations),
             )
             keep(result)
     if base is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,15 @@ Prices = dict[int, dict[str, Levels]]
 _RIDGE = 1e-4
 
 
+def usual_speed(observations: Sequence[Observation]) -> float | None:
+    """What the probe mostly took."""
+    return statistics.median(probes) if (probes := [o.probe_s for o in observations if o.probe_s]) else None
+
+
 def fit(observations: Sequence[Observation]) -> Prices:
-    """Prices for each number of rows that was timed."""
+    """Prices for each number of rows that was timed, at the speed that the machine mostly had."""
+    speed = usual_speed(observations)
+    observations = [replace(o, seconds=o.at_speed(speed)) for o in observations]
     found: Prices = {}
     for n_tokens in sorted({o.n_tokens for o in observations}):
         found[n_tokens] = _fit_rows([o for o in observations if o.n_tokens == n_tokens])

@@ -33,15 +33,14 @@ _SLOWEST_S = 1.0  # and left out where two repetitions take longer
 _SHORT_S = 5e-3  # shorter runs are preceded by one that is not timed: caches and threads are then as in a long run
 _SAMPLE_S = 2e-3  # and repeated for as long as this
 _MOST_S = 8.0  # of all rounds of a group, beyond the third
-_PROBE_REPETITIONS, _PROBE_TOKENS = 8, 64
-_PROBE_S = 2e-4
+_PROBE_REPETITIONS, _PROBE_TOKENS, _PROBE_RUNS = 4, 64, 3
+_REMEMBERED = 400  # probes
 _MOST_RUNS = 1000
-_PROBING_S = 2.0
+_PROBING_S = 1.0
 _REST_S = 0.01  # what disturbs may have gone by then
 DISTURBED = math.log(1.12)
 """A probe that takes this much more or less time than usual, in logarithms, says that the machine is not as usual."""
 
-_ARITHMETIC, _READING = 1.0, 0.3
 _NEAR = 2.5  # a repetition larger than this many times a level says nothing about the level
 _MOST_REPETITIONS = 600
 _MOST_RESIDENT_BYTES = 512_000_000
@@ -65,14 +64,10 @@ QUICK = Effort(rounds=3, tries=1, levels=LEVELS[1:])
 
 @dataclass(frozen=True)
 class Sample:
-    """seconds: of a run.   slowed: how many times as long as usual a probe took, before and after it."""
+    """seconds: of a run.   probe_s: of the probe, before and after it."""
 
     seconds: float
-    slowed: float
-
-    @property
-    def disturbance(self) -> float:
-        return abs(math.log(self.slowed))
+    probe_s: float
 
 
 @dataclass
@@ -101,7 +96,7 @@ class Bench:
         self.effort = effort
         self.clock = clock
         self.others: list[float] = []
-        self.probe_s: float | None = None
+        self._probes: list[float] = []
         self._probe_case: Case | None = None
         self._resources = ExitStack()
         self.device: Device = found.driver.open(found.info)
@@ -121,29 +116,30 @@ class Bench:
             others = self._rounds(cases)
             return [self._observation(group.name, case, launch_s, others) for case in cases]
 
-    def set_probe(self, pattern: Pattern, usual_s: float | None = None) -> None:
-        """Runs that pattern between samples from now on: what slows it slows them. Another machine on the same host,
-        a neighbour on the same core or a lower clock may be seen nowhere else.
-
-        usual_s: its time where the machine is as it mostly is; None finds out how it mostly is now.
+    def set_probe(self, pattern: Pattern) -> None:
+        """Runs that pattern around samples from now on: what slows it slows them. Another machine on the same host, a
+        neighbour on the same core or a lower clock may be seen nowhere else.
         """
         bound = self._bound(pattern, min(self._most(pattern), _PROBE_REPETITIONS), self._resources)
         self._probe_case = self._load(pattern, bound.most, _PROBE_TOKENS, bound, self._resources)
-        self.probe_s = usual_s
-        if usual_s is None:
-            times: list[float] = []
-            started = self.clock()
-            while len(times) < 10 or self.clock() - started < _PROBING_S:
-                times.append(self._probe_seconds())
-            self.probe_s = statistics.median(times)
+        started = self.clock()
+        while len(self._probes) < 10 or self.clock() - started < _PROBING_S:
+            self.probe()
 
     def probe(self) -> float:
-        """How many times as long as usual the probe takes now."""
-        return self._probe_seconds() / self.probe_s if self.probe_s else 1.0
+        """Seconds of the probe now, 1 where none is set."""
+        if self._probe_case is None:
+            return 1.0
+        # Threads may sleep, and others have filled the caches: that is over after the first runs.
+        times = [self._time(self._probe_case) for _ in range(2 + _PROBE_RUNS)]
+        self._probes.append(statistics.median(times[2:]))
+        return self._probes[-1]
 
-    def _probe_seconds(self) -> float:
-        assert self._probe_case is not None
-        return statistics.median(self._times(self._probe_case, _PROBE_S))
+    def unusual(self, probe_s: float) -> float:
+        """How far the probe is from what it mostly takes: the logarithm of the ratio, without its sign."""
+        if not self._probes or probe_s <= 0:
+            return 0.0
+        return abs(math.log(probe_s / max(statistics.median(self._probes[-_REMEMBERED:]), 1e-12)))
 
     def launch(self, op: Op) -> float:
         """Seconds of a run of one small op: what a run costs beside its ops, and as good as nothing more."""
@@ -280,7 +276,7 @@ class Bench:
             for case in cases:
                 self._sample(case)
         for case in cases:
-            case.samples = sorted(case.samples, key=lambda s: s.disturbance)[:rounds]
+            case.samples = sorted(case.samples, key=lambda s: self.unusual(s.probe_s))[:rounds]
         others = others_since(before)
         if others is not None:
             self.others.append(others)
@@ -289,13 +285,12 @@ class Bench:
     def _sample(self, case: Case) -> None:
         """Adds a sample, and more where it was disturbed. What is kept is chosen by the probe, never by its time."""
         for _ in range(self.effort.tries):
-            self.probe()  # wakes threads, and fills the caches with what the next one reads
             before = self.probe()
             if case.run_s < _SHORT_S:
                 self._time(case)
             times = self._times(case, _SAMPLE_S)
             case.samples.append(Sample(statistics.median(times), math.sqrt(before * self.probe())))
-            if case.samples[-1].disturbance <= DISTURBED:
+            if self.unusual(case.samples[-1].probe_s) <= DISTURBED:
                 return
             time.sleep(_REST_S)
 
@@ -308,9 +303,7 @@ class Bench:
             answer = self.found.driver.estimate(self.found.info, op, case.workload)
             seconds = answer.seconds if isinstance(answer, Cost) else 0.0
             estimated[op.kind] = estimated.get(op.kind, 0.0) + seconds
-        # Arithmetic takes as much longer as the probe does; reading from memory hardly does.
-        share = _ARITHMETIC if case.workload.n_tokens > 1 or footprint_bytes(case.ops) < LEVELS[1] / 2 else _READING
-        seconds = statistics.median(s.seconds / s.slowed**share for s in case.samples)
+        seconds = statistics.median(s.seconds for s in case.samples)
         return Observation(
             group=group,
             program=case.name,
@@ -321,7 +314,7 @@ class Bench:
             terms=total,
             kinds=estimated,
             others=others,
-            slowed=statistics.median(s.slowed for s in case.samples),
+            probe_s=statistics.median(s.probe_s for s in case.samples),
         )
 
 
