@@ -174,8 +174,14 @@ def _check(data: Mapping[str, Any]) -> Check:
 
 def _observation(data: Mapping[str, Any]) -> Observation:
     found = Observation(**data)
-    times = {name: _number(data[name]) for name in ("seconds", "estimate_s", "probe_s")}
-    return replace(found, terms=_numbers(found.terms), kinds=_numbers(found.kinds), **times)
+    return replace(
+        found,
+        terms=_numbers(found.terms),
+        kinds=_numbers(found.kinds),
+        seconds=_number(found.seconds),
+        estimate_s=_number(found.estimate_s),
+        probe_s=_number(found.probe_s),
+    )
 
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
