@@ -251,7 +251,7 @@ class _Lowering:
         readers = self.readers.get(gated.name, [])
         if gated.name in self.kept or not readers:
             return None
-        of_codes = all(isinstance(r, MatMul) and r.weight.type.name not in FLOAT_TYPES for r in readers)
+        of_codes = all(isinstance(r, MatMul) and r.weight.type.name in QUANTISED_TYPES for r in readers)
         return _scratch_name(gated.output) if of_codes else None
 
     def _end_name(self, matmul: MatMul) -> str:
