@@ -22,6 +22,7 @@ from hetrun.ops import (
     RmsNorm,
     Rope,
     Scale,
+    SelectRows,
     SoftCap,
     Value,
 )
@@ -41,8 +42,8 @@ class Pattern:
 
     width: of the value that it reads and of the one that it makes.   make: the ops of repetition i.
     inputs: further values that every repetition reads.   pasts: tokens before the batch to time it with.
-    repeatable: False for a pattern that reads no value.   at_footprints: whether it is timed with as few weights as
-    a cache holds, and with more, where it has one token.
+    repeatable: False for a pattern that reads no value, or makes fewer rows than it reads.
+    at_footprints: whether it is timed with as few weights as a cache holds, and with more, where it has one token.
     """
 
     name: str
@@ -119,6 +120,7 @@ def _base_patterns(base: str | None, with_norm: bool, accepts: Accepts) -> Itera
         for alone in _single(width):
             if alone.make(0, alone.x)[0].kind not in covered:
                 yield alone
+    yield Pattern("rows", 1024, lambda i, x: (SelectRows("rows", x),), repeatable=False)
     for kind in ("Q4_0", "F16", "F32"):
         table = Embedding("embedding", Weight("embedding.weight", TENSOR_TYPES[kind], (8192, 1024)))
         if accepts(table):

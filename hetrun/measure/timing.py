@@ -211,9 +211,8 @@ class Bench:
     def _load(self, pattern: Pattern, n: int, n_tokens: int, bound: _Bound, stack: ExitStack) -> Case:
         """n repetitions, loaded and run once."""
         ops = pattern.ops(n)
-        inputs = (pattern.x, *pattern.inputs) if pattern.repeatable else ()
         read = {v.name for op in ops for v in op.inputs}
-        inputs = tuple(v for v in inputs if v.name in read)
+        inputs = tuple(v for v in (pattern.x, *pattern.inputs) if v.name in read)
         segment = Segment(f"{pattern.name} x {n}", ops, inputs, (ops[-1].output,), n_tokens, n_tokens)
         buffers: dict[str, Buffer] = {}
         for value in (*inputs, *segment.outputs):
