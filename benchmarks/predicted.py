@@ -50,7 +50,9 @@ REST_S = 0.003  # threads of the probe's device spin for a millisecond
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a test.   slowed: the probe's time over its time while calibrating, before and after the run."""
+    """A run of a test.   slowed: the probe's time over its time while calibrating, before or after the run,
+    whichever is further from 1.
+    """
 
     seconds: float
     slowed: float
@@ -115,7 +117,7 @@ def time_runs(bench: Bench, usual_s: float, repetitions: int, run: Callable[[], 
             break
         before = probed(bench, usual_s)
         seconds = run()
-        runs.append(Run(seconds, (before * probed(bench, usual_s)) ** 0.5))
+        runs.append(Run(seconds, max(before, probed(bench, usual_s), key=lambda slowed: abs(math.log(slowed)))))
     return runs
 
 
@@ -230,7 +232,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5, help="times that each program of the calibration is timed")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each program of the calibration is timed")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each test in a pass that count")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add this run's figures to those in a file")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="write the last pass's calibration to a file")

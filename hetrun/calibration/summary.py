@@ -54,7 +54,7 @@ def _group(calibration: Calibration, name: str) -> dict[str, Any]:
         "programs": len(observations),
         "error_before": _median_error([(o.estimate_s, o.seconds) for o in observations]),
         "error_after": _median_error(after),
-        **_rates(observations),
+        **(_rates(observations) if name.startswith("matmul ") else {}),
     }
 
 

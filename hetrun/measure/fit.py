@@ -19,6 +19,8 @@ Prices = dict[int, dict[str, Levels]]
 # How much prices that the times do not tell apart are drawn to zero and so to each other, beside errors of 1.
 _RIDGE = 1e-4
 
+_BLOCK_KINDS, _BLOCK_WEIGHT = 5, 3.0
+
 
 def usual_speed(observations: Sequence[Observation]) -> float | None:
     """What the probe mostly took."""
@@ -52,17 +54,22 @@ def _fit_rows(observations: Sequence[Observation]) -> dict[str, Levels]:
         row: dict[int, float] = {}
         for name, quantity in o.terms.items():
             key = (name, _level(name, o))
-            row[columns.setdefault(key, len(columns))] = quantity / o.seconds
+            row[columns.setdefault(key, len(columns))] = _weight(o) * quantity / o.seconds
         rows.append(row)
     matrix = np.zeros((len(rows), len(columns)))
     for i, row in enumerate(rows):
         for column, value in row.items():
             matrix[i, column] = value
-    prices = nonnegative_least_squares(matrix, np.ones(len(rows)))
+    prices = nonnegative_least_squares(matrix, np.array([_weight(o) for o in observations]))
     result: dict[str, list[tuple[float, float]]] = {}
     for (name, at), column in sorted(columns.items(), key=lambda item: item[0]):
         result.setdefault(name, []).append((float(at), float(prices[column])))
     return {name: tuple(prices_at) for name, prices_at in result.items()}
+
+
+def _weight(observation: Observation) -> float:
+    """How much a program counts: whole blocks are what models are made of."""
+    return _BLOCK_WEIGHT if len(observation.kinds) >= _BLOCK_KINDS else 1.0
 
 
 def _level(term: str, observation: Observation) -> int:

@@ -22,6 +22,7 @@ from hetrun.ops import (
     RmsNorm,
     Rope,
     Scale,
+    SelectRows,
     SoftCap,
     Value,
 )
@@ -30,6 +31,7 @@ from hetrun.tensor import TENSOR_TYPES, Weight
 Accepts = Callable[[Op], bool]
 
 N_CTX = 2560
+BLOCK_CTX = 320
 BASE_TYPES = ("Q4_0", "Q8_0", "Q4_K", "F16", "F32", "Q4_1", "Q6_K")
 """What is not about one tensor type is measured in the first of these that the device reads."""
 
@@ -40,8 +42,8 @@ class Pattern:
 
     width: of the value that it reads and of the one that it makes.   make: the ops of repetition i.
     inputs: further values that every repetition reads.   pasts: tokens before the batch to time it with.
-    repeatable: False for a pattern that reads no value.   at_footprints: whether it is timed with as few weights as
-    a cache holds, and with more, where it has one token.
+    repeatable: False for a pattern that reads no value, or makes fewer rows than it reads.
+    at_footprints: whether it is timed with as few weights as a cache holds, and with more, where it has one token.
     """
 
     name: str
@@ -108,6 +110,7 @@ def _base_patterns(base: str | None, with_norm: bool, accepts: Accepts) -> Itera
         for n, m in ((768, 2048), (2048, 5632)):
             in_place += [_fan(base, n, with_norm), _feed_forward(base, n, m, with_norm, residual=True)]
         in_place.append(_feed_forward(base, 768, 2048, with_norm, residual=False))
+        in_place += [_block(base, 576, 1536, 9, 3), _block(base, 2048, 5632, 32, 4)]
         for pattern in in_place:
             ops = pattern.make(0, pattern.x)
             if all(map(accepts, ops)):
@@ -117,6 +120,7 @@ def _base_patterns(base: str | None, with_norm: bool, accepts: Accepts) -> Itera
         for alone in _single(width):
             if alone.make(0, alone.x)[0].kind not in covered:
                 yield alone
+    yield Pattern("rows", 1024, lambda i, x: (SelectRows("rows", x),), repeatable=False)
     for kind in ("Q4_0", "F16", "F32"):
         table = Embedding("embedding", Weight("embedding.weight", TENSOR_TYPES[kind], (8192, 1024)))
         if accepts(table):
@@ -213,6 +217,33 @@ def _attention(kv_format: str, n_heads: int, n_kv: int, dim: int, with_rope: boo
     name = f"{'ropes and ' if with_rope else ''}attention {kv_format} {heads}"
     pasts = (0, 32, 256, 1024) if with_rope else (256,)
     return Pattern(name, n_heads * dim, make, (k, v), pasts)
+
+
+def _block(kind: str, n: int, m: int, n_heads: int, n_kv: int) -> Pattern:
+    """A whole transformer block: what only happens there (cold caches, waits of threads) is in no smaller pattern."""
+    dim = n // n_heads
+    frequencies = tuple(10_000.0 ** (-2 * i / dim) for i in range(dim // 2))
+
+    def make(i: int, x: Value) -> Sequence[Op]:
+        def matmul(name: str, n_out: int, of: Value) -> MatMul:
+            return _matmul(f"w{n}.{i}.{name}", kind, n_out, of)
+
+        norm = _norm(f"w{n}.{i}.norm", x)
+        q, k, v = (matmul(*args, norm.output) for args in (("q", n), ("k", n_kv * dim), ("v", n_kv * dim)))
+        q_rope, k_rope = (Rope(f"{y.name}.rope", y.output, dim, "interleaved", frequencies) for y in (q, k))
+        kv = KvSpec(f"w{n}.{i}.kv", 1, BLOCK_CTX, n_kv, dim)
+        attn = Attention(f"w{n}.{i}.attn", q_rope.output, k_rope.output, v.output, kv, dim**-0.5)
+        out = matmul("out", n, attn.output)
+        first = Add(f"w{n}.{i}.first", x, out.output)
+        norm2 = _norm(f"w{n}.{i}.norm2", first.output)
+        gate, up = matmul("gate", m, norm2.output), matmul("up", m, norm2.output)
+        act = GatedActivation(f"w{n}.{i}.act", gate.output, up.output)
+        down = matmul("down", n, act.output)
+        last = Add(f"w{n}.{i}.sum", first.output, down.output)
+        return (norm, q, k, v, q_rope, k_rope, attn, out, first, norm2, gate, up, act, down, last)
+
+    name = f"transformer block {kind} {n}x{m}"
+    return Pattern(name, n, make, pasts=(32,), at_footprints=True)
 
 
 def _begin(name: str, x: Value, with_norm: bool) -> tuple[tuple[Op, ...], Value]:

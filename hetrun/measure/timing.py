@@ -36,6 +36,7 @@ _MOST_S = 8.0  # of all rounds of a group, beyond the third
 _PROBE_REPETITIONS, _PROBE_TOKENS, _PROBE_RUNS = 4, 64, 3
 _REMEMBERED = 400  # probes
 _MOST_RUNS = 1000
+_BETWEEN_ROUNDS_S = 0.05  # so that a moment in which others use the memory is not all that is seen
 _PROBING_S = 1.0
 _REST_S = 0.01  # what disturbs may have gone by then
 DISTURBED = math.log(1.12)
@@ -54,7 +55,7 @@ class Effort:
     tries: samples at most, for each one wanted, where something disturbs.
     """
 
-    rounds: int = 5
+    rounds: int = 7
     tries: int = 2
     levels: tuple[int, ...] = LEVELS
 
@@ -210,9 +211,8 @@ class Bench:
     def _load(self, pattern: Pattern, n: int, n_tokens: int, bound: _Bound, stack: ExitStack) -> Case:
         """n repetitions, loaded and run once."""
         ops = pattern.ops(n)
-        inputs = (pattern.x, *pattern.inputs) if pattern.repeatable else ()
         read = {v.name for op in ops for v in op.inputs}
-        inputs = tuple(v for v in inputs if v.name in read)
+        inputs = tuple(v for v in (pattern.x, *pattern.inputs) if v.name in read)
         segment = Segment(f"{pattern.name} x {n}", ops, inputs, (ops[-1].output,), n_tokens, n_tokens)
         buffers: dict[str, Buffer] = {}
         for value in (*inputs, *segment.outputs):
@@ -273,6 +273,7 @@ class Bench:
         rounds = 0
         while rounds < self.effort.rounds and (rounds < 3 or self.clock() - started < _MOST_S):
             rounds += 1
+            time.sleep(_BETWEEN_ROUNDS_S)
             for case in cases:
                 self._sample(case)
         for case in cases:

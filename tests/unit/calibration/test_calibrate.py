@@ -227,3 +227,10 @@ class _Module:
         from hetrun.hookspecs import hookimpl
 
         self.hetrun_drivers = hookimpl(lambda: [driver], specname="hetrun_drivers")
+
+
+def test_every_op_of_a_llama_is_measured(driver: SimulatedDriver, calibration: Calibration) -> None:
+    graph = LARGE.graph("Q4_0", 512)
+    for workload in (Workload(256, 0), Workload(1, 33)):
+        answers = CostTable.ask(graph, workload, [found(driver).calibrated(calibration)]).answers
+        assert {a["sim:0"].basis for a in answers} == {calibration.basis}
