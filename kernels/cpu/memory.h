@@ -4,7 +4,22 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace hetrun::cpu {
+
+// Bytes between the parts of a block of memory that nobody may touch, where AddressSanitizer watches; none elsewhere.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kRedzone = 64;
+inline void forbid(const uint8_t* begin, const uint8_t* end) {
+    __asan_poison_memory_region(begin, static_cast<size_t>(end - begin));
+}
+#else
+constexpr size_t kRedzone = 0;
+inline void forbid(const uint8_t*, const uint8_t*) {}
+#endif
 
 void* memory_create(uint64_t nbytes);  // null where there is none; aligned to a page
 void memory_destroy(void* memory, uint64_t nbytes);

@@ -283,14 +283,14 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
 int Program::allocate_scratch() {
     const size_t max_rows = static_cast<size_t>(std::max(spec_.max_tokens, spec_.max_outputs));
     size_t prepared = 0, matmul = 0, row = 0, queries = 0, sums = 0, attend = 0, parts = 0, n_slots = 0;
-    bool tiles = false;
+    size_t tiles = 0;  // gate and up take two
     for (const Step& s : steps_) {
         if (s.kind == HETRUN_PREPARE) {
             prepared = std::max(prepared, s.out->prepared.stride * kPrivateRows);
             row = std::max(row, s.in[0]->width * sizeof(float));
         } else if (s.kind == HETRUN_MATMUL) {
             matmul = std::max({matmul, matmul_scratch_bytes(s.in[0]->prepared.n), kGemmScratchBytes});
-            tiles = true;
+            tiles = std::max<size_t>(tiles, s.weight[1] ? 2 : 1);
         } else if (s.kind == HETRUN_KV_STORE || s.kind == HETRUN_ATTEND) {
             const hetrun_kv_spec& kv = s.state->spec();
             const size_t dim = static_cast<size_t>(kv.head_dim);
@@ -308,17 +308,23 @@ int Program::allocate_scratch() {
             }
         }
     }
-    const size_t tile = tiles ? 2 * std::max(kGroupRows * max_rows, kGroupRowsFew * kPrivateRows) * sizeof(float) : 0;
+    const size_t tile = tiles * std::max(kGroupRows * max_rows, kGroupRowsFew * kPrivateRows) * sizeof(float);
     size_t end = 0;
-    const auto place = [&end](size_t nbytes) {
+    std::vector<size_t> ends;  // of each part, and where the next one begins
+    const auto place = [&](size_t nbytes) {
         const size_t begin = end;
-        end += round_up(nbytes, 64);
+        end += round_up(nbytes, 64) + kRedzone;
+        ends.insert(ends.end(), {begin + nbytes, end});
         return begin;
     };
     layout_ = {place(prepared), place(matmul), place(tile), place(row), place(queries), place(sums), place(attend), place(parts), 0};
     layout_.stride = round_up(end, 4096);
     chunks_.resize(n_slots);
     if (!scratch_.allocate(product(layout_.stride, device_.pool->size()))) return HETRUN_NO_MEMORY;
+    for (size_t thread = 0; thread < device_.pool->size(); ++thread) {
+        const uint8_t* own = scratch_.data() + thread * layout_.stride;
+        for (size_t i = 0; i < ends.size(); i += 2) forbid(own + ends[i], own + ends[i + 1]);
+    }
     return HETRUN_OK;
 }
 

@@ -202,6 +202,9 @@ class Case:
     def batches(self) -> Iterator[Batch]:
         """Steps of several slots: chunks of any length, at a slot's end or somewhere before it; some are wrong."""
         rng, lengths = self.rng, [0] * self.n_slots
+        if self.isa:  # as many tokens as the segment holds: what is beyond the last one is beyond the memory
+            n = self.max_tokens
+            yield Batch.of([rng.randrange(N_VOCAB) for _ in range(n)], range(n), [0] * n, [])
         for _ in range(rng.randint(1, 4)):
             tokens: list[int] = []
             positions: list[int] = []
