@@ -122,11 +122,13 @@ def choose_devices(
     threads: int | None = None,
     settings: Mapping[str, Mapping[str, object]] | None = None,
     to_run: bool = True,
+    calibrated: bool = True,
 ) -> list[FoundDevice]:
     """The devices named, or those of the system, or all that are here as hardware.
 
     to_run: False for devices that are only planned for, which may be absent. To run, what is only modelled gets a
     stand-in (`hetrun.run.stand_in`).
+    calibrated: False for what the drivers say alone, without what "hetrun calibrate" has measured.
     DeviceError where one is unknown, or unavailable and to be run.
     """
     wanted = list(wanted or ([d.id for d in system.devices] if system else []))
@@ -139,11 +141,13 @@ def choose_devices(
         here = [d for d in found if d.info.backing == "hardware" and d.info.unavailable is None]
         if not here:
             raise DeviceError("no device is available here", remedy='"hetrun devices" says what is missing')
-        return here
+        return [d.with_stored_calibration() for d in here] if calibrated else here
     known = {d.info.id for d in found} | {d.info.id.partition(":")[0] for d in found}
     if not known.issuperset(wanted):
         found = registry.devices(tables, {**common, "modelled": True})
     chosen = {d.info.id: d for d in (select_device(found, w) for w in wanted)}
+    if calibrated:
+        chosen = {i: d.with_stored_calibration() for i, d in chosen.items()}
     if to_run:
         chosen = _runnable(chosen, found)
     result = [replace(d, info=system.refine(d.info)) if system else d for d in chosen.values()]

@@ -84,11 +84,18 @@ def load_model(
     return model
 
 
-def planned_devices(choice: Choice, registry: Registry) -> list[FoundDevice]:
-    """The devices to plan for: those named, present or not, or all that are here. DeviceError for an unknown one."""
+def planned_devices(
+    choice: Choice, registry: Registry, *, to_run: bool = False, calibrated: bool = True
+) -> list[FoundDevice]:
+    """The devices to plan for: those named, present or not, or all that are here. DeviceError for an unknown one.
+
+    to_run, calibrated: as `api.choose_devices` has them.
+    """
     system = _system(choice)
     try:
-        return api.choose_devices(registry, choice.devices, system=system, threads=choice.threads, to_run=False)
+        return api.choose_devices(
+            registry, choice.devices, system=system, threads=choice.threads, to_run=to_run, calibrated=calibrated
+        )
     except DeviceError as error:
         raise _blame(error, registry, choice.devices) from error
 

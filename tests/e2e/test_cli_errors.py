@@ -195,6 +195,20 @@ def test_bad_input(case: Case, tiny: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before, "something was left behind"
 
 
+@pytest.mark.parametrize("threads", ["1025", "100000"])
+def test_more_threads_than_the_device_takes(threads: str, tiny: Path, tmp_path: Path) -> None:
+    require_device("cpu")
+    done = hetrun(tmp_path, "generate", "-m", tiny, "-p", "the", "-d", "cpu", "--threads", threads)
+    check(done, DEVICE, f"{threads} threads", "from 1 to 1024")
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX2", " "])
+def test_an_instruction_set_that_the_machine_lacks(isa: str, tiny: Path, tmp_path: Path) -> None:
+    require_device("cpu")
+    done = hetrun(tmp_path, "generate", "-m", tiny, "-p", "the", "-d", "cpu", env={"HETRUN_CPU_ISA": isa})
+    check(done, DEVICE, f"cannot run instruction set {isa!r}", "choose one of generic")
+
+
 def test_plan_for_another_context_is_refused(tiny: Path, tmp_path: Path) -> None:
     hetrun(tmp_path, "plan", "--model", tiny, "--device", "reference", "--save", "p.json")
     done = hetrun(tmp_path, "generate", "--model", tiny, "--prompt", "a", "--plan", "p.json", "--ctx", "32")

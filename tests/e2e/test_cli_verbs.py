@@ -19,7 +19,7 @@ from models import CHAT_TEMPLATE, tiny_llama
 
 import hetrun as package
 
-VERBS = ("generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan", "bench")
+VERBS = ("generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan", "calibrate", "bench")
 TEXT = "the ring and the king is on it, in the inn of the north and the south"
 
 
