@@ -59,7 +59,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A loaded plan. found: the devices that it uses, as their drivers describe them. `close` frees executables, states, buffers and devices, in that order."""
+    """A loaded plan. `close` frees executables, states, buffers and devices, in that order.
+
+    found: the devices, as their drivers describe them.
+    """
 
     graph: Graph
     plan: Plan

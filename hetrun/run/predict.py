@@ -52,11 +52,16 @@ class Group:
     @cached_property
     def title(self) -> str:
         """Its ops without their layer: the same in every layer ("ffn_gate + ffn_up + ffn_act")."""
-        if not self.ops:
+        return self.title_of(self.names)
+
+    def title_of(self, names: Sequence[str]) -> str:
+        """The same for some of its ops."""
+        ops = [op for op in self.ops if op.name in names]
+        if not ops:
             return "for the whole segment"
-        if len(self.layers) > 1 or len(self.ops) > _LISTED:
-            return f"{_short(self.ops[0])} to {_short(self.ops[-1])}, {len(self.ops)} ops"
-        return " + ".join(_short(op) for op in self.ops)
+        if len(self.layers) > 1 or len(ops) > _LISTED:
+            return f"{ops[0].name} to {ops[-1].name}, {len(ops)} ops"
+        return " + ".join(_short(op) for op in ops)
 
     def measured_s(self, run: RunRecord) -> float:
         """What it took in a run of its segment."""
@@ -75,7 +80,7 @@ def _short(op: Op) -> str:
 
 def groups_of(segment: Segment, steps: Sequence[tuple[str, ...]] | None) -> tuple[Group, ...]:
     """The segment's ops, those together that share a step.   steps: names of each step's ops (`StepTimes.ops`), or None
-    where the device times the segment as a whole. In the order of the graph; what serves all of the segment comes first.
+    where the device times the segment as a whole. In the order of the graph; what serves the whole segment comes first.
     """
     if steps is None:
         return (Group(segment.ops, None),)

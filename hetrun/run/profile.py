@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TypeVar
 
 from hetrun.device import DeviceInfo
@@ -48,14 +49,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Part(Entry):
-    """What was timed as one: ops that the device fuses, in one layer.   layer: None outside the layers, or of several.
-
-    whole: the device times its segments as a whole, and this is one.
+class Cell(Entry):
+    """A part in one layer: what was timed as one, ops that the device fuses.   layer: None outside the layers, or of
+    several.   whole: the device times its segments as a whole, and this is one.
     """
 
     ops: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
     layer: int | None = None
     whole: bool = False
 
@@ -102,8 +101,8 @@ class DeviceTotal:
 class PhaseProfile:
     """All steps of a phase.
 
-    wall_s: by the host's clock.   device_time_s: the runs one after another as the devices' own clocks say, and copies as
-    predicted: what the phase takes where devices are emulated; None where all measured on the host's clock.
+    wall_s: by the host's clock.   device_time_s: the runs one after another as the devices' own clocks say, and copies
+    as predicted: what the phase takes where devices are emulated; None where all measured on the host's clock.
     predicted_s: ops, launches and copies.   between_s: the host's time between steps: sampling, text, the caller's own.
     """
 
@@ -117,7 +116,8 @@ class PhaseProfile:
     devices: tuple[DeviceTotal, ...]
     kinds: tuple[Entry, ...]
     layers: tuple[Entry, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Entry, ...]
+    cells: tuple[Cell, ...]
     copies: tuple[Copies, ...]
 
     @property
@@ -156,8 +156,7 @@ def make_profile(trace: Trace, runtime: Runtime) -> Profile:
 
 def between_s(steps: Sequence[StepRecord], phase: Phase) -> float:
     """Time between each step of the phase and the step before it, whatever that one's phase."""
-    pairs = zip(steps, steps[1:], strict=False)
-    return sum(after.began_s - before.ended_s for before, after in pairs if after.phase == phase)
+    return sum(after.began_s - before.ended_s for before, after in pairwise(steps) if after.phase == phase)
 
 
 @dataclass
@@ -175,7 +174,8 @@ class _Summing:
         self.phase = phase
         self.prediction = prediction
         self.between_s = between
-        self.parts: dict[tuple[str, Group], Part] = {}
+        self.cells: dict[tuple[str, Group], Cell] = {}
+        self.parts: dict[tuple[str, str], Entry] = {}
         self.kinds: dict[tuple[str, str], Entry] = {}
         self.layers: dict[tuple[str, str], Entry] = {}
         self.copies: dict[tuple[str, str], Copies] = {}
@@ -204,7 +204,8 @@ class _Summing:
             devices=devices,
             kinds=tuple(sorted(self.kinds.values(), key=lambda e: -e.measured_s)),
             layers=tuple(sorted(self.layers.values(), key=_layer_order)),
-            parts=tuple(self.parts.values()),
+            parts=tuple(sorted(self.parts.values(), key=lambda e: -e.measured_s)),
+            cells=tuple(self.cells.values()),
             copies=tuple(self.copies.values()),
         )
 
@@ -213,7 +214,7 @@ class _Summing:
         for group in self.prediction.groups(run):
             measured_s = group.measured_s(run)
             parts_s += measured_s
-            self._part(run.device, group, step, measured_s)
+            self._cell(run.device, group, step, measured_s)
         device = self.devices.setdefault(run.device, _OnDevice())
         device.n_runs += 1
         device.launch_predicted_s += self.prediction.launch_s(run.device)
@@ -223,17 +224,15 @@ class _Summing:
             whole_s = run.ended_s - run.began_s  # the call's own cost with it
         device.launch_s += max(0.0, whole_s - parts_s)
 
-    def _part(self, device: str, group: Group, step: StepRecord, measured_s: float) -> None:
+    def _cell(self, device: str, group: Group, step: StepRecord, measured_s: float) -> None:
         costs = [self.prediction.op(device, op, step.workload) for op in group.ops]
         whole = sum(costs, NOTHING)
         layer = group.layers[0] if len(group.layers) == 1 else None
         key = (device, group)
-        if key not in self.parts:
-            kinds = tuple(dict.fromkeys(op.kind for op in group.ops))
-            self.parts[key] = Part(
-                group.title, device, ops=group.names, kinds=kinds, layer=layer, whole=group.steps is None
-            )
-        self.parts[key] = self.parts[key].plus(measured_s, whole)
+        if key not in self.cells:
+            self.cells[key] = Cell(group.title, device, ops=group.names, layer=layer, whole=group.steps is None)
+        self.cells[key] = self.cells[key].plus(measured_s, whole)
+        self._add(self.parts, group.title, device, measured_s, whole)
 
         name = f"layer {layer}" if layer is not None else OUTSIDE if not group.layers else _span(group.layers)
         self._add(self.layers, name, device, measured_s, whole)
@@ -269,7 +268,7 @@ class _Summing:
 
     def _device(self, name: str, time_s: float) -> DeviceTotal:
         found = self.devices[name]
-        parts = total(name, (p for p in self.parts.values() if p.device == name))
+        parts = total(name, (c for c in self.cells.values() if c.device == name))
         busy_s = parts.measured_s + found.launch_s
         return DeviceTotal(
             device=name,

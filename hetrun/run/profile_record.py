@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hetrun.run.profile import Copies, DeviceTotal, Entry, Part, PhaseProfile, Profile, Roof
+from hetrun.run.profile import Cell, Copies, DeviceTotal, Entry, PhaseProfile, Profile, Roof
 
 Record = dict[str, Any]
 
 
 def profile_record(profile: Profile) -> Record:
-    """Seconds are summed over all steps of a phase; a phase that was not run is null. docs/profiling.md has the keys."""
+    """Seconds are sums over all steps of a phase; a phase that was not run is null. docs/profiling.md has the keys."""
     roofs = {roof.info.id: roof for roof in profile.roofs}
     phases: Record = {"prefill": None, "decode": None}
     for phase in profile.phases:
@@ -44,7 +44,8 @@ def _phase(phase: PhaseProfile, roofs: Mapping[str, Roof]) -> Record:
         "devices": [_device(d, roofs[d.device]) for d in phase.devices],
         "kinds": [_entry(e, roofs[e.device]) for e in phase.kinds],
         "layers": [_entry(e, roofs[e.device]) for e in phase.layers],
-        "parts": [_part(p, roofs[p.device]) for p in phase.parts],
+        "parts": [_entry(e, roofs[e.device]) for e in phase.parts],
+        "cells": [_cell(c, roofs[c.device]) for c in phase.cells],
         "copies": [_copies(c) for c in phase.copies],
     }
 
@@ -68,14 +69,8 @@ def _entry(entry: Entry, roof: Roof) -> Record:
     }
 
 
-def _part(part: Part, roof: Roof) -> Record:
-    return {
-        **_entry(part, roof),
-        "ops": list(part.ops),
-        "kinds": list(part.kinds),
-        "layer": part.layer,
-        "whole": part.whole,
-    }
+def _cell(cell: Cell, roof: Roof) -> Record:
+    return {**_entry(cell, roof), "ops": list(cell.ops), "layer": cell.layer, "whole": cell.whole}
 
 
 def _device(device: DeviceTotal, roof: Roof) -> Record:

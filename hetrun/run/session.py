@@ -163,7 +163,9 @@ class Session:
             began_s = time.perf_counter()
             buffer.read(view)
             if recorder is not None:
-                recorder.copied(self.runtime.graph.output.name, self.runtime.steps[phase][-1].device, "host", nbytes, began_s)
+                recorder.copied(
+                    self.runtime.graph.output.name, self.runtime.steps[phase][-1].device, "host", nbytes, began_s
+                )
         return view[:nbytes].cast("f")
 
     def _check(self, batch: Batch) -> dict[int, int]:
