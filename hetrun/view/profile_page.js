@@ -77,7 +77,7 @@ function tiles(phase) {
 }
 
 function where(phase) {
-  const most = Math.max(...phase.devices.flatMap((d) => [d.busy_s + d.idle_s || 0, d.measured_s + d.idle_s, d.predicted_s]));
+  const most = Math.max(...phase.devices.flatMap((d) => [d.measured_s + d.idle_s, d.predicted_s]));
   const bar = (parts) => make("div", { class: "bar" }, ...parts.filter(([, s]) => s > 0).map(([name, s, colour]) => {
     const piece = make("i", { style: `width:${(100 * s) / most}%;background:${colour}` });
     tip(piece, `${name}: ${duration(s / phase.n_steps)} a step`);

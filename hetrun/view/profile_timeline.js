@@ -107,7 +107,7 @@ class TimeLine {
       paint.fillStyle = grid;
       paint.fillRect(x, 18, 1, this.height);
       paint.fillStyle = ink;
-      paint.fillText(Math.abs(at) < every / 2 ? "0" : scaled(at / 1e6, [[1, "s"], [1e3, "ms"], [1e6, "us"]]), x + 3, 9);
+      paint.fillText(`${(at / 1e3).toFixed(Math.max(0, -Math.floor(Math.log10(every / 1e3))))} ms`, x + 3, 9);
     }
   }
 
