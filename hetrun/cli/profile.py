@@ -66,7 +66,7 @@ def command(
         raise UsageError("nothing to profile", remedy="give --prompt-tokens or --gen-tokens more than 0")
     n_ctx = n_ctx or max(1, prompt_tokens) + gen_tokens
     choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
-    with Recording(trace=trace, html=html) as recording, load_model(model, choice) as loaded:
+    with Recording(profile=True, trace=trace, html=html) as recording, load_model(model, choice) as loaded:
         run_once(loaded.session, prompt_tokens, gen_tokens)
         recording.begin(loaded)
         for i in range(repetitions):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
@@ -21,11 +22,11 @@ class Recording:
     def __init__(self, *, profile: bool = False, live: bool = False, trace: str | None = None, html: str | None = None):
         self.profile = profile
         self.live = live
+        if trace and html and os.path.realpath(trace) == os.path.realpath(html):
+            raise UsageError(f"--trace and --html both name {trace}", remedy="name two files")
         with ExitStack() as resources:
             self._trace = resources.enter_context(OutputFile(trace, "--trace")) if trace is not None else None
             self._html = resources.enter_context(OutputFile(html, "--html")) if html is not None else None
-            if self._trace and self._html and self._trace.same_as(self._html.target):
-                raise UsageError(f"--trace and --html both name {trace}", remedy="name two files")
             self._resources = resources.pop_all()
 
     def __enter__(self) -> Recording:

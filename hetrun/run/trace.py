@@ -1,11 +1,14 @@
-"""What a session did, step by step, for reports. Recording is off unless asked for."""
+"""What a session did, step by step, for reports. Recording is off unless asked for.
+
+Records are tuples, which are made in a fraction of a frozen dataclass's time: recording must not slow what it records.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hetrun.device import Batch, Device, RunEvent
 from hetrun.ops import Workload
@@ -15,8 +18,7 @@ if TYPE_CHECKING:
     from hetrun.run.build import Step
 
 
-@dataclass(frozen=True)
-class RunRecord:
+class RunRecord(NamedTuple):
     """One run of a segment. began_s, ended_s: by the host's clock (`time.perf_counter`).   event: by the device's own,
     None where it does not time itself.
     """
@@ -33,8 +35,7 @@ class RunRecord:
         return self.ended_s - self.began_s if self.event is None else self.event.seconds
 
 
-@dataclass(frozen=True)
-class CopyRecord:
+class CopyRecord(NamedTuple):
     """A value that went from one device's memory to another's ("host": to the session), by the host's clock."""
 
     value: str
@@ -49,8 +50,7 @@ class CopyRecord:
         return self.ended_s - self.began_s
 
 
-@dataclass(frozen=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """One step of a session, by the host's clock."""
 
     phase: Phase
@@ -91,7 +91,7 @@ class Trace:
         return seconds
 
 
-@dataclass
+@dataclass(slots=True)
 class _Run:
     """A run in the making."""
 

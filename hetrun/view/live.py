@@ -57,8 +57,12 @@ class LiveView:
             # What ends the program in one go would leave the terminal without a cursor.
             if threading.current_thread() is threading.main_thread():
                 self._previous_handler = signal.signal(signal.SIGTERM, _terminated)
-            self._live.start()
-            self._draw()
+            try:
+                self._live.start()
+                self._draw()
+            except BaseException:  # Ctrl-C too: without this block's end nobody else would stop the view
+                self._stop()
+                raise
         return self._piece
 
     def __exit__(
@@ -66,15 +70,18 @@ class LiveView:
     ) -> None:
         self._trace.listener = None
         if self._drawing:
-            try:
-                self._live.stop()
-            finally:
-                if callable(self._previous_handler) or isinstance(self._previous_handler, int):
-                    signal.signal(signal.SIGTERM, self._previous_handler)
-                if self._holding and self._text:
-                    self._write(self._text)
+            self._stop()
         elif self._meter.n_steps:
             self._print_line()
+
+    def _stop(self) -> None:
+        try:
+            self._live.stop()
+        finally:
+            if callable(self._previous_handler) or isinstance(self._previous_handler, int):
+                signal.signal(signal.SIGTERM, self._previous_handler)
+            if self._holding and self._text:
+                self._write(self._text)
 
     def _piece(self, text: str) -> None:
         if self._holding:

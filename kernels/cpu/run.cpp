@@ -21,6 +21,20 @@ double now_s() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// A counter of constant rate that is read in a few nanoseconds; the system's clock takes four times as long, which hundreds
+// of steps a token would feel.
+uint64_t ticks() {
+#if defined(__x86_64__) || defined(__i386__)
+    return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    uint64_t count;
+    asm volatile("mrs %0, cntvct_el0" : "=r"(count));
+    return count;
+#else
+    return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+#endif
+}
+
 }  // namespace
 
 class Run {
@@ -30,20 +44,27 @@ public:
           k_(*program.device_.kernels),
           pool_(*program.device_.pool),
           batch_(batch),
-          step_s_(reinterpret_cast<double*>(static_cast<uintptr_t>(report.step_s))) {}
+          step_times_(reinterpret_cast<double*>(static_cast<uintptr_t>(report.step_s))),
+          began_s_(step_times_ ? now_s() : 0.0),
+          began_(step_times_ ? ticks() : 0) {}
 
     static void entry(void* self, uint32_t thread) { static_cast<Run*>(self)->walk(thread); }
 
-    // When every thread has ended.
-    void end_steps() {
-        if (step_s_ != nullptr && !p_.steps_.empty()) *step_s_ = now_s() - step_began_s_;
+    // When every thread has ended: ticks become seconds.
+    void end_timing() {
+        if (step_times_ == nullptr || p_.steps_.empty()) return;
+        const uint64_t ended = ticks();
+        const double elapsed_s = now_s() - began_s_, elapsed = static_cast<double>(ended - began_);
+        step_times_[p_.steps_.size() - 1] = static_cast<double>(ended - step_began_);
+        for (size_t i = 0; i < p_.steps_.size(); ++i) step_times_[i] *= elapsed > 0 ? elapsed_s / elapsed : 0.0;
     }
 
 private:
     void begin_timing(const Step& s) {
-        const double now = now_s();
-        if (&s != p_.steps_.data()) *step_s_++ = now - step_began_s_;
-        step_began_s_ = now;
+        const uint64_t now = ticks();
+        const size_t index = static_cast<size_t>(&s - p_.steps_.data());
+        if (index > 0) step_times_[index - 1] = static_cast<double>(now - step_began_);
+        step_began_ = now;
     }
 
     void walk(uint32_t thread);
@@ -78,13 +99,14 @@ private:
     const Kernels& k_;
     Pool& pool_;
     const hetrun_batch& batch_;
-    // For the caller's thread alone, on a cache line that the others do not read.
-    alignas(128) double* step_s_;  // of the step going on; nullptr: steps are not timed
-    double step_began_s_ = 0;
+    double* const step_times_;  // ticks, in the end seconds, of each step; nullptr: steps are not timed
+    const double began_s_;
+    const uint64_t began_;
+    alignas(128) uint64_t step_began_ = 0;  // for the caller's thread alone, on a cache line that the others do not read
 };
 
 void Run::walk(uint32_t thread) {
-    const bool timing = thread == 0 && step_s_ != nullptr;
+    const bool timing = thread == 0 && step_times_ != nullptr;
     bool shared = false;  // the last PREPARE was shared out
     for (const Step& s : p_.steps_) {
         if ((s.flags & HETRUN_BARRIER) || (shared && (s.flags & HETRUN_BARRIER_IF_SHARED))) pool_.barrier(thread);
@@ -431,7 +453,7 @@ int Program::run(const hetrun_batch& batch, hetrun_report& report) {
     if (const int status = device_.own_threads()) return status;
     Run run(*this, batch, report);
     device_.pool->run(Run::entry, &run, record_);
-    run.end_steps();
+    run.end_timing();
     report.seconds = now_s() - before;
     return HETRUN_OK;
 }

@@ -101,7 +101,10 @@ def test_a_value_read_twice_behind_a_link_is_copied_once(pins, width):
         # the norm up, two results down, in each of three layers
         assert len(record.copies) == 3 * 3
         assert sum(c.nbytes for c in record.copies) == 4 * 3 * (64 + width)
-        assert {(c.source, c.target) for c in record.copies} == {("reference:0", "behind:0"), ("behind:0", "reference:0")}
+        assert {(c.source, c.target) for c in record.copies} == {
+            ("reference:0", "behind:0"),
+            ("behind:0", "reference:0"),
+        }
         assert record.phase == "decode"
 
 

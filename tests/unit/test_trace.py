@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,92 +10,13 @@ import remote
 from cpu_rig import ISAS, Rig, tokens, weight
 from hypothesis import given
 from hypothesis import strategies as st
-from null.graphs import metadata, tensors
+from sessions import N_LAYERS, WEIGHTS, cpu, graph, open_session, silent
 
-from hetrun.device import API_VERSION, RunEvent, Segment
-from hetrun.model.architectures import GraphOptions, architectures, build_graph
+from hetrun.device import Segment
 from hetrun.ops import Attention, MatMul, RmsNorm, Value, Workload
-from hetrun.plan.place import Pin, Request, make_plan
-from hetrun.plugins import FoundDevice
-from hetrun.reference.driver import ReferenceDriver
-from hetrun.run.build import build
 from hetrun.run.predict import groups_of
-from hetrun.run.session import Session
-from hetrun_cpu.driver import CpuDriver
 from hetrun_cpu.lower import lower
 from hetrun_cpu.steps import Kind
-
-WEIGHTS = tensors(n_layers=3, type_name="F32")
-N_LAYERS = 3
-
-
-def graph(more=None):
-    options = GraphOptions(n_ctx=64, max_tokens=16, kv_format="f32")
-    return build_graph("llama", metadata(n_layers=N_LAYERS), {**WEIGHTS, **(more or {})}, options, architectures())
-
-
-def open_session(devices: Sequence[FoundDevice], pins: Sequence[str] = ()) -> Session:
-    rng = np.random.default_rng(0)
-    blocks = {w.name: (0.2 * rng.standard_normal(w.shape)).astype(np.float32).tobytes() for w in WEIGHTS.values()}
-    made = graph()
-    plan = make_plan(made, devices, Request(), [Pin.parse(p) for p in pins])
-    return Session(build(made, plan, devices, lambda n: memoryview(blocks[n]), 16, 16))
-
-
-def cpu() -> FoundDevice:
-    driver = CpuDriver()
-    return FoundDevice(driver, driver.probe({"threads": 2})[0], "cpu")
-
-
-class Simulated:
-    """The reference with a clock of its own, which says that each run takes 1 ms."""
-
-    api_version = API_VERSION
-    name = "simulated"
-
-    def __init__(self) -> None:
-        self.inner = ReferenceDriver()
-
-    def probe(self, config):
-        return [replace(self.inner.probe({})[0], id="simulated:0", backing="emulated")]
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def open(self, info):
-        device = self.inner.open(info)
-        synchronize = device.synchronize
-
-        def simulated():
-            return [RunEvent(e.segment, 1e-3, "simulated:test", {"cycles": 5.0}) for e in synchronize()]
-
-        device.synchronize = simulated
-        return device
-
-
-def simulated() -> FoundDevice:
-    driver = Simulated()
-    return FoundDevice(driver, driver.probe({})[0], "simulated")
-
-
-def silent() -> FoundDevice:
-    """A device that does not time itself."""
-    found = remote.behind("silent")
-    opened = found.driver.open
-
-    def open_silent(info):
-        device = opened(info)
-
-        def synchronize():
-            device.flush()
-            device.inner.synchronize()
-            return []
-
-        device.synchronize = synchronize
-        return device
-
-    found.driver.open = open_silent
-    return found
 
 
 def test_nothing_is_kept_unless_asked_for_and_recording_can_end() -> None:
@@ -164,7 +84,9 @@ def test_parts_of_a_run_name_every_op_and_do_not_exceed_it(device: str) -> None:
             session.feed(tokens_of_step)
             event = session.trace.steps[-1].runs[0].event
             assert event is not None and event.steps is not None
-            assert {name for names in event.steps.ops for name in names} == {op.name for op in session.runtime.graph.ops}
+            assert {name for names in event.steps.ops for name in names} == {
+                op.name for op in session.runtime.graph.ops
+            }
             assert len(event.steps.seconds) == len(event.steps.ops)
             assert all(s >= 0 for s in event.steps.seconds)
             assert 0 < sum(event.steps.seconds) <= event.seconds
