@@ -8,10 +8,9 @@ from types import TracebackType
 
 from hetrun.device import Batch, Profiled
 from hetrun.errors import ContextError
-from hetrun.ops import Workload
 from hetrun.plan.plan import Phase
 from hetrun.run.build import Runtime
-from hetrun.run.trace import Recorder, Trace
+from hetrun.run.trace import Notes, Trace
 
 
 class Session:
@@ -108,13 +107,12 @@ class Session:
         phase: Phase = "decode" if batch.n_tokens == len(first) else "prefill"
         steps = self.runtime.steps[phase]
         if self.trace.enabled:
-            recorder = Recorder(self.runtime.devices)
-            recorder.run(steps, batch)
-            logits = self._logits(batch, phase, recorder)
+            notes = Notes()
+            notes.run(steps, self.runtime.devices, batch)
+            logits = self._logits(batch, phase, notes)
             self._commit(batch, first)
-            n_past = sum(first.values()) // max(1, len(first))
-            workload = Workload(batch.n_tokens, n_past, len(first), batch.n_outputs)
-            self.trace.add(recorder.record(phase, workload))
+            notes.end(phase, batch, first)
+            self.trace.add(notes)
             return logits
         devices = self.runtime.devices
         for step in steps:
@@ -154,7 +152,7 @@ class Session:
             logits = self.step(Batch.of(chunk, positions, [slot] * len(chunk), outputs))
         return logits
 
-    def _logits(self, batch: Batch, phase: Phase, recorder: Recorder | None = None) -> memoryview[float]:
+    def _logits(self, batch: Batch, phase: Phase, notes: Notes | None = None) -> memoryview[float]:
         buffer = self.runtime.logits[phase]
         nbytes = 4 * self.n_vocab * batch.n_outputs
         view = buffer.host_view()
@@ -162,8 +160,8 @@ class Session:
             view = memoryview(bytearray(nbytes))
             began_s = time.perf_counter()
             buffer.read(view)
-            if recorder is not None:
-                recorder.copied(
+            if notes is not None:
+                notes.copied(
                     self.runtime.graph.output.name, self.runtime.steps[phase][-1].device, "host", nbytes, began_s
                 )
         return view[:nbytes].cast("f")

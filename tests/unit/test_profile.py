@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import remote
 from cpu_rig import ISAS
 from sessions import cpu, open_session, silent, simulated
 
+from hetrun.cli.output_file import OutputFile
+from hetrun.errors import UsageError
 from hetrun.plan.cost import CostTable
 from hetrun.run.chrome_trace import chrome_trace
 from hetrun.run.profile import make_profile
 from hetrun.run.profile_record import profile_record
+from hetrun.view.profile_page import profile_page
 
 needs_cpu = pytest.mark.skipif(not ISAS, reason="the native library is missing; get it with: make dev")
 
@@ -187,3 +193,51 @@ def test_a_simulated_device_has_both_clocks_in_a_trace_file() -> None:
 def test_a_trace_of_nothing_is_valid() -> None:
     _, trace, runtime, _ = recorded([remote.reference()], prompt=(), n_decode=0)
     assert events_of(trace, runtime) == []
+
+
+def test_a_name_cannot_end_the_pages_script() -> None:
+    _, trace, runtime, record = recorded([remote.reference()])
+    plain, hostile = (
+        profile_page({**record, "model": name}, trace.steps, runtime).lower()
+        for name in ("m", "</script><script>alert(1)</script><!--")
+    )
+    for mark in ("<script", "</script", "<!--"):
+        assert plain.count(mark) == hostile.count(mark)
+
+
+def test_a_page_shows_copies_and_both_clocks() -> None:
+    devices = [remote.reference(), remote.behind(), simulated()]
+    pins = ["*=reference", "blk.0.*=behind", "blk.1.attn=simulated"]
+    _, trace, runtime, record = recorded(devices, pins)
+    page = profile_page(record, trace.steps, runtime)
+    [data] = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    shown = json.loads(data)
+    assert shown["profile"] == record and record["decode"]["copies"]
+    lanes = {(lane["clock"], lane["lane"], lane["track"]) for lane in shown["timeline"]["lanes"]}
+    assert {("host", "links", "reference:0 to behind:0"), ("device", "links", "reference:0 to behind:0")} <= lanes
+    assert {("host", "simulated:0", "runs"), ("device", "simulated:0", "runs")} <= lanes
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "t.json"
+    target.write_text("older")
+
+    def pieces() -> Iterator[str]:
+        yield "newer"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), OutputFile(str(target), "--trace") as file:
+        file.write(pieces())
+    assert target.read_text() == "older" and list(tmp_path.iterdir()) == [target]
+    with OutputFile(str(target), "--trace") as file:
+        file.write(["new", "er"])
+    assert target.read_text() == "newer" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_error() -> None:
+    with (
+        pytest.raises(UsageError, match="/dev/full: cannot be written: No space left"),
+        OutputFile("/dev/full", "-t") as f,
+    ):
+        f.write(["x"])
