@@ -62,7 +62,7 @@ def command(
 
     Ctrl-C ends with what was generated so far, exit code 130.
     """
-    from hetrun.cli.figures import figures, print_line, segments
+    from hetrun.cli.figures import figures, modelled, print_line, print_modelled, segments
     from hetrun.cli.loading import Choice, load_model
     from hetrun.cli.recording import Recording
     from hetrun.run.generate import StopFilter
@@ -102,9 +102,11 @@ def command(
             recording.write(loaded)
             raise
         recording.write(loaded)
+        times = modelled(loaded, generation)
         if as_json:
             result = {
                 **figures(generation),
+                **({"modelled": times} if times else {}),
                 "load_s": load_s,
                 "first_token_s": first_token_s,
                 "segments": segments(loaded),
@@ -119,6 +121,8 @@ def command(
         else:
             print(flush=True)
             print_line(generation, load_s)
+            if times:
+                print_modelled(times)
             if profile:
                 from hetrun.view.profile import print_profile
 

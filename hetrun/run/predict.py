@@ -105,13 +105,23 @@ def groups_of(segment: Segment, steps: Sequence[tuple[str, ...]] | None) -> tupl
 
 
 class Prediction:
-    """Costs by the drivers' estimates. Equal ops are asked for once a workload."""
+    """Costs by the drivers' estimates, calibrated where the device is. Equal ops are asked for once a workload."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.graph: Graph = runtime.graph
         self._found = runtime.found
         signatures: dict[tuple[object, ...], int] = {}
-        self._kind = {op.name: signatures.setdefault(op.signature, len(signatures)) for op in self.graph.ops}
+        self._footprint = 0
+        self._again = {op.name: False for op in self.graph.ops}
+        if any(f.calibration for f in self._found.values()):
+            from hetrun.calibration.terms import footprint_bytes, with_again
+
+            self._footprint = footprint_bytes(self.graph.ops)
+            self._again = {op.name: again for op, again in with_again(self.graph.ops)}
+        self._kind = {
+            op.name: signatures.setdefault((*op.signature, self._again[op.name]), len(signatures))
+            for op in self.graph.ops
+        }
         self._segments = {(s.device, s.segment.name): s.segment for steps in runtime.steps.values() for s in steps}
         self._groups: dict[tuple[str, str, int], tuple[Group, ...]] = {}
         self._costs: dict[tuple[str, Workload], dict[int, OpCost]] = {}
@@ -130,11 +140,9 @@ class Prediction:
         known = self._costs.setdefault((device, workload), {})
         kind = self._kind[op.name]
         if kind not in known:
-            found = self._found[device]
-            answer = found.driver.estimate(found.info, op, workload)
+            cost = self._cost(self._found[device], op, workload)
             nbytes = op.weight_bytes(workload) + op.kv_bytes(workload) + op.activation_bytes(workload)
-            seconds = answer.seconds if isinstance(answer, Cost) else 0.0
-            known[kind] = OpCost(seconds, op.flops(workload), nbytes)
+            known[kind] = OpCost(cost.seconds if cost else 0.0, op.flops(workload), nbytes)
         return known[kind]
 
     def group(self, device: str, group: Group, workload: Workload) -> OpCost:
@@ -151,11 +159,19 @@ class Prediction:
     def basis(self, device: str) -> tuple[str, ...]:
         """Where the predictions for a device come from."""
         found = self._found[device]
-        answers = (found.driver.estimate(found.info, op, Workload(1, 0)) for op in self._ops_on(device))
-        return tuple(sorted({a.basis for a in answers if isinstance(a, Cost)}))
+        costs = (self._cost(found, op, Workload(1, 0)) for op in self._ops_on(device))
+        return tuple(sorted({c.basis for c in costs if c}))
 
     def devices(self) -> Iterator[FoundDevice]:
         yield from self._found.values()
+
+    def _cost(self, found: FoundDevice, op: Op, workload: Workload) -> Cost | None:
+        answer = found.driver.estimate(found.info, op, workload)
+        if not isinstance(answer, Cost):
+            return None
+        if found.calibration is None:
+            return answer
+        return found.calibration.cost(answer, op, workload, self._footprint, self._again[op.name])
 
     def _ops_on(self, device: str) -> list[Op]:
         """One op of each kind that the device runs."""
