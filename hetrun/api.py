@@ -215,7 +215,7 @@ class Model:
 
     @property
     def trace(self) -> Trace:
-        """Steps recorded so far; set `trace.enabled` to record."""
+        """Steps recorded so far; `session.record()` begins to record."""
         return self.session.trace
 
     @property

@@ -25,8 +25,8 @@ from hetrun.ops import KvSpec, Op, Rows, Value, Workload
 
 __all__ = [
     "API_VERSION", "COMMON_SETTINGS", "Basis", "Batch", "Bindings", "Buffer", "Cost", "Device", "DeviceInfo", "Driver",
-    "Executable", "HardwareSources", "KvSpec", "Link", "MemorySpace", "Program", "RunEvent", "Segment", "State",
-    "Unavailable", "Unsupported", "Workload", "residents", "roofline",
+    "Executable", "HardwareSources", "KvSpec", "Link", "MemorySpace", "Profiled", "Program", "RunEvent", "Segment",
+    "State", "StepTimes", "Unavailable", "Unsupported", "Workload", "residents", "roofline",
 ]  # fmt: skip
 
 API_VERSION = 1
@@ -168,13 +168,29 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class StepTimes:
+    """What the steps of one run took, in the order in which they ran.
+
+    ops: for each step the names of the ops that it does or helps to do, several where the device fuses them, none where
+    it serves the whole segment. The same object for every run of an executable.   seconds: one number a step.
+    """
+
+    ops: Sequence[tuple[str, ...]]
+    seconds: Sequence[float]
+
+
+@dataclass(frozen=True)
 class RunEvent:
-    """One run as the device timed it.   counters: cycles, stalls and the like, device-specific."""
+    """One run as the device timed it.   counters: cycles, stalls and the like, device-specific.
+
+    steps: its parts, where the device is `Profiled` and asked for them.
+    """
 
     segment: str
     seconds: float
     basis: Basis
     counters: Mapping[str, float] = field(default_factory=dict)
+    steps: StepTimes | None = None
 
 
 class Buffer(Protocol):
@@ -254,6 +270,14 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Frees everything; a second call does nothing."""
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """Optional on a device: it can time the steps of its runs. Without it a segment is timed as a whole."""
+
+    def profile(self, on: bool) -> None:
+        """Whether events of later runs carry `steps`. Off at first."""
 
 
 class Driver(Protocol):

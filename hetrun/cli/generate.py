@@ -11,7 +11,7 @@ import click
 
 from hetrun.cli import options
 from hetrun.cli.process import age_s, peak_rss_bytes
-from hetrun.errors import HetrunError
+from hetrun.errors import HetrunError, UsageError
 
 
 @click.command(
@@ -29,6 +29,11 @@ from hetrun.errors import HetrunError
 @options.sampling(temperature=0.0)
 @options.context()
 @options.placement
+@click.option("--profile", is_flag=True, help="Show where the time went, predicted beside measured, on stderr.")
+@click.option(
+    "--live", is_flag=True, help="Show tokens/s, how busy devices are and the layers' time, while generating."
+)
+@options.trace
 @click.option(
     "--special", "--parse-special", "parse_special", is_flag=True,
     help='Read "<|im_start|>" and the like in the prompt as the tokens they name.',
@@ -48,6 +53,9 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    profile: bool,
+    live: bool,
+    trace: str | None,
     **sampling: Any,
 ) -> int:
     """Continues a prompt, and prints the text as it comes. Figures go to stderr, or with --json into the result.
@@ -56,6 +64,7 @@ def command(
     """
     from hetrun.cli.figures import figures, modelled, print_line, print_modelled, segments
     from hetrun.cli.loading import Choice, load_model
+    from hetrun.cli.recording import Recording
     from hetrun.run.generate import StopFilter
     from hetrun.run.sample import Sampling
 
@@ -64,28 +73,35 @@ def command(
     StopFilter(stops)
     text = options.text_or_stdin(prompt, "--prompt")
     as_json = options.flags().json
+    if live and as_json:
+        raise UsageError("--live and --json exclude each other", remedy="--profile --json has the figures of the view")
     started = time.perf_counter()
     choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
     # In a child process: what encoding needs is as large as a small model's KV cache, and not wanted again.
-    with load_model(model, choice, lambda t: t.encode(text, parse_special=parse_special)) as loaded:
+    with (
+        Recording(profile=profile, live=live, trace=trace) as recording,
+        load_model(model, choice, lambda t: t.encode(text, parse_special=parse_special)) as loaded,
+    ):
         ids = loaded.encoded()
         loaded.tokenizer.release_encoder()  # and what loading freed with it: peak memory is promised
         load_s = time.perf_counter() - started
         generation = loaded.generate(ids, max_tokens=max_tokens, stop=stops, **sampling)
         first_token_s: float | None = None
+        recording.begin(loaded)
         try:
-            for piece in generation:
-                if first_token_s is None:
-                    first_token_s = age_s()
-                if not as_json:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+            with recording.show(loaded, _ignore if as_json else _print) as show:
+                for piece in generation:
+                    if first_token_s is None:
+                        first_token_s = age_s()
+                    show(piece)
         except KeyboardInterrupt:
             generation.finish_reason = "interrupted"
         except HetrunError:
             if generation.text and not as_json:
                 print(flush=True)  # the error begins a line of its own
+            recording.write(loaded)
             raise
+        recording.write(loaded)
         times = modelled(loaded, generation)
         if as_json:
             result = {
@@ -99,10 +115,25 @@ def command(
                 "ctx": loaded.n_ctx,
                 "peak_rss_bytes": peak_rss_bytes(),
             }
+            if profile:
+                result["profile"] = recording.record(loaded)
             print(json.dumps(result))
         else:
             print(flush=True)
             print_line(generation, load_s)
             if times:
                 print_modelled(times)
+            if profile:
+                from hetrun.view.profile import print_profile
+
+                print_profile(recording.record(loaded), to_stderr=True)
         return 130 if generation.finish_reason == "interrupted" else 0
+
+
+def _print(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _ignore(piece: str) -> None:
+    pass

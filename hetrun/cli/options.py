@@ -66,6 +66,12 @@ model = click.option(
 )
 
 
+trace = click.option(
+    "--trace", metavar="FILE",
+    help="Write what ran when, in the Chrome trace format: open it in ui.perfetto.dev or chrome://tracing.",
+)  # fmt: skip
+
+
 def context(default: str = "the model's, at most 4096") -> Callable[[F], F]:
     """--ctx"""
     return click.option(

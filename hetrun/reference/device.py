@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 
-from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State
+from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State, StepTimes
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.ops import Attention, Embedding, KvSpec, Value
 from hetrun.reference.arrays import F32Array
@@ -93,13 +94,14 @@ class ReferenceExecutable:
         weights: Mapping[str, StoredWeight],
         values: Mapping[str, F32Array],
         states: Mapping[str, ReferenceState],
-        finished: Callable[[RunEvent], None],
+        device: ReferenceDevice,
     ) -> None:
         self._segment = program.segment
         self._weights = weights
         self._values = values
         self._states = states
-        self._finished = finished
+        self._device = device
+        self._ops = tuple((op.name,) for op in program.segment.ops)
         self._closed = False
 
     def run(self, batch: Batch) -> None:
@@ -111,11 +113,17 @@ class ReferenceExecutable:
         self._check(batch)
         values = {v.name: self._rows(v, batch) for v in self._segment.inputs}
         inputs = Inputs(batch, values, self._weights, caches)
+        profiling = self._device.profiling
+        times = [time.perf_counter()] if profiling else []
         for op in self._segment.ops:
             values[op.name] = evaluate(op, inputs)
+            if profiling:
+                times.append(time.perf_counter())
         for value in self._segment.outputs:
             self._rows(value, batch)[:] = values[value.name]
-        self._finished(RunEvent(self._segment.name, time.perf_counter() - started, RUN_BASIS))
+        seconds = time.perf_counter() - started
+        steps = StepTimes(self._ops, [b - a for a, b in pairwise(times)]) if profiling else None
+        self._device.note(RunEvent(self._segment.name, seconds, RUN_BASIS, steps=steps))
 
     def close(self) -> None:
         self._closed = True
@@ -156,6 +164,7 @@ class ReferenceDevice:
         self._space = info.spaces[0]
         self._events: list[RunEvent] = []
         self._stored: WeakValueDictionary[tuple[Weight, int], StoredWeight] = WeakValueDictionary()
+        self.profiling = False
         self._open: WeakSet[ReferenceBuffer | ReferenceState | ReferenceExecutable] = WeakSet()
         self._closed = False
 
@@ -198,7 +207,15 @@ class ReferenceDevice:
             v.name: self._floats(v, segment.value_bytes(v), self._bound(bindings.values, v.name, "buffer"))
             for v in (*segment.inputs, *segment.outputs)
         }
-        return self._owned(ReferenceExecutable(program, stored, values, states, self._note))
+        return self._owned(ReferenceExecutable(program, stored, values, states, self))
+
+    def profile(self, on: bool) -> None:
+        """Whether each op of a run is timed."""
+        self._check_open()
+        self.profiling = on
+
+    def note(self, event: RunEvent) -> None:
+        self._events.append(event)
 
     def synchronize(self) -> Sequence[RunEvent]:
         self._check_open()
@@ -215,9 +232,6 @@ class ReferenceDevice:
     def _owned(self, resource: R) -> R:
         self._open.add(resource)
         return resource
-
-    def _note(self, event: RunEvent) -> None:
-        self._events.append(event)
 
     def _share(self, weight: Weight, data: memoryview) -> StoredWeight:
         raw = np.frombuffer(data, np.uint8)

@@ -56,6 +56,23 @@ def bench_decode(
     return _repeat(f"tg{n}", n, repetitions, measure)
 
 
+def run_once(session: Session, prompt_tokens: int, gen_tokens: int) -> None:
+    """A prompt of random tokens in an empty context, and steps of one random token behind it.
+
+    Without a prompt the first token's step comes before those that are counted: it is left out of the session's trace.
+    """
+    session.truncate(0, 0)
+    tokens = _random_tokens(session, max(1, prompt_tokens) + gen_tokens)
+    prompt, answer = tokens[: max(1, prompt_tokens)], tokens[max(1, prompt_tokens) :]
+    recording = session.trace.enabled
+    if prompt_tokens == 0:
+        session.record(False)
+    session.feed(prompt)
+    session.record(recording)
+    for token in answer:
+        session.feed([token])
+
+
 def _repeat(test: str, n: int, repetitions: int, measure: Callable[[], float]) -> BenchResult:
     measure()
     return BenchResult(test, n, tuple(n / max(measure(), 1e-9) for _ in range(repetitions)))

@@ -22,9 +22,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Copy:
-    """Moves one value from the memory where it was made into another that a later segment reads."""
+    """Moves one value from the memory where it was made into another that a later segment reads.
+
+    made_on: the device that made it.
+    """
 
     value: Value
+    made_on: str
     source: Buffer
     target: Buffer
 
@@ -56,7 +60,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A loaded plan. `close` frees executables, states, buffers and devices, in that order."""
+    """A loaded plan. `close` frees executables, states, buffers and devices, in that order.
+
+    found: the devices, as their drivers describe them.
+    """
 
     graph: Graph
     plan: Plan
@@ -66,6 +73,7 @@ class Runtime:
     states: Mapping[str, State]
     logits: Mapping[Phase, Buffer]
     devices: Mapping[str, Device]
+    found: Mapping[str, FoundDevice]
     resources: ExitStack
 
     def close(self) -> None:
@@ -133,6 +141,7 @@ class _Builder:
             self.states,
             logits,
             self.devices,
+            self.found,
             self.resources,
         )
 
@@ -188,7 +197,7 @@ class _Builder:
                 domain = self.domain(value, device)
                 if domain != self.domain(value, source) and (value.name, domain) not in here:
                     here.add((value.name, domain))
-                    copies.append(Copy(value, self.buffer(value, source), self.buffer(value, device)))
+                    copies.append(Copy(value, source, self.buffer(value, source), self.buffer(value, device)))
             steps.append(Step(device, segment, self.executable(device, segment), awaited, tuple(copies)))
         return tuple(steps)
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from hetrun.device import Batch, RunEvent
+from hetrun.device import Batch, Profiled
 from hetrun.errors import ContextError
 from hetrun.plan.plan import Phase
 from hetrun.run.build import Runtime
-from hetrun.run.trace import StepRecord, Trace
+from hetrun.run.trace import Notes, Trace
 
 
 class Session:
@@ -105,29 +105,34 @@ class Session:
         """
         first = self._check(batch)
         phase: Phase = "decode" if batch.n_tokens == len(first) else "prefill"
-        started = time.perf_counter()
-        events: list[tuple[str, RunEvent]] = []
         steps = self.runtime.steps[phase]
+        if self.trace.enabled:
+            notes = Notes()
+            notes.run(steps, self.runtime.devices, batch)
+            logits = self._logits(batch, phase, notes)
+            self._commit(batch, first)
+            notes.end(phase, batch, first)
+            self.trace.add(notes)
+            return logits
         devices = self.runtime.devices
         for step in steps:
             for name in step.waits:
-                events += [(name, e) for e in devices[name].synchronize()]
+                devices[name].synchronize()
             for copy in step.copies:
                 copy.run(batch)
             step.executable.run(batch)
-        for name, device in devices.items():
-            events += [(name, e) for e in device.synchronize()]
+        for device in devices.values():
+            device.synchronize()
         logits = self._logits(batch, phase)
         self._commit(batch, first)
-        if self.trace.enabled:
-            copies = [c for step in steps for c in step.copies]
-            copied = sum(4 * c.value.width * batch.rows(c.value.rows) for c in copies)
-            wall_s = time.perf_counter() - started
-            record = StepRecord(
-                phase, batch.n_tokens, batch.n_outputs, wall_s, len(steps), len(copies), copied, tuple(events)
-            )
-            self.trace.steps.append(record)
         return logits
+
+    def record(self, on: bool = True) -> None:
+        """Whether later steps are kept in `trace`, with the times of their parts where the device takes them."""
+        self.trace.enabled = on
+        for device in self.runtime.devices.values():
+            if isinstance(device, Profiled):
+                device.profile(on)
 
     def feed(self, tokens: Sequence[int], slot: int = 0) -> memoryview[float]:
         """Appends tokens to a slot, in chunks where they are many.
@@ -147,13 +152,18 @@ class Session:
             logits = self.step(Batch.of(chunk, positions, [slot] * len(chunk), outputs))
         return logits
 
-    def _logits(self, batch: Batch, phase: Phase) -> memoryview[float]:
+    def _logits(self, batch: Batch, phase: Phase, notes: Notes | None = None) -> memoryview[float]:
         buffer = self.runtime.logits[phase]
         nbytes = 4 * self.n_vocab * batch.n_outputs
         view = buffer.host_view()
         if view is None:
             view = memoryview(bytearray(nbytes))
+            began_s = time.perf_counter()
             buffer.read(view)
+            if notes is not None:
+                notes.copied(
+                    self.runtime.graph.output.name, self.runtime.steps[phase][-1].device, "host", nbytes, began_s
+                )
         return view[:nbytes].cast("f")
 
     def _check(self, batch: Batch) -> dict[int, int]:

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 
-def console() -> Console:
-    """stdout. Where it is no terminal nothing is cut to a width that nobody has."""
-    return Console() if sys.stdout.isatty() else Console(width=10_000)
+def console(*, to_stderr: bool = False) -> Console:
+    """stdout, or stderr. Where it is no terminal nothing is cut to a width that nobody has."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    return Console(stderr=to_stderr) if stream.isatty() else Console(stderr=to_stderr, width=10_000)
 
 
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:

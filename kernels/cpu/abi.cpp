@@ -31,7 +31,7 @@ uint32_t hetrun_cpu_abi(void) { return HETRUN_CPU_ABI; }
 
 uint32_t hetrun_cpu_isa_mask(void) { return isa_mask(); }
 
-int hetrun_cpu_device_create(uint32_t n_threads, int32_t isa, int32_t count, void** out) {
+int hetrun_cpu_device_create(uint32_t n_threads, int32_t isa, void** out) {
     return guarded([&] {
         *out = nullptr;
         if (n_threads < 1 || n_threads > kMaxThreads) return static_cast<int>(HETRUN_BAD_ARGUMENT);
@@ -40,7 +40,6 @@ int hetrun_cpu_device_create(uint32_t n_threads, int32_t isa, int32_t count, voi
         if (isa < 0 || isa >= HETRUN_ISA_COUNT || !(mask >> isa & 1)) return static_cast<int>(HETRUN_NO_ISA);
         auto device = std::make_unique<Device>();
         device->kernels = kernels_of(isa);
-        device->count = count != 0;
         if (const int status = device->start(n_threads)) return status;
         *out = device.release();
         return static_cast<int>(HETRUN_OK);

@@ -16,7 +16,6 @@ struct Device {
     const Kernels* kernels = nullptr;
     std::unique_ptr<Pool> pool;
     int64_t pid = 0;  // of the process that started the pool's threads
-    bool count = false;
 
     int start(uint32_t n_threads);
     int own_threads();  // after a fork

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_CPU_ABI 2
+#define HETRUN_CPU_ABI 3
 #define HETRUN_API __attribute__((visibility("default")))
 
 enum hetrun_status {
@@ -162,9 +162,11 @@ struct hetrun_batch {
 };
 
 struct hetrun_report {
-    double seconds;                      /* steady clock, all of the run */
-    double step_s[HETRUN_STEP_KINDS];    /* by kind, on the calling thread; zeros unless the device counts */
-    uint64_t detail;                     /* what an error speaks of */
+    double seconds;     /* steady clock, all of the run */
+    uint64_t detail;    /* what an error speaks of */
+    uint64_t step_s;    /* given by the caller: address of n_steps doubles, or 0 where steps are not to be timed. Filled with
+                           seconds from when the calling thread began each step to when it began the next one, so that waiting
+                           for other threads counts to the step they are late with; the last ends with the run */
 };
 
 /* The number HETRUN_CPU_ABI of the library. */
@@ -172,8 +174,8 @@ HETRUN_API uint32_t hetrun_cpu_abi(void);
 /* Bit i is set where this machine has instruction set i and the library has kernels for it. */
 HETRUN_API uint32_t hetrun_cpu_isa_mask(void);
 
-/* n_threads: the caller's thread and n_threads - 1 workers.   isa: a hetrun_isa, or -1 for the best.   count: fill step_s. */
-HETRUN_API int hetrun_cpu_device_create(uint32_t n_threads, int32_t isa, int32_t count, void **device);
+/* n_threads: the caller's thread and n_threads - 1 workers.   isa: a hetrun_isa, or -1 for the best. */
+HETRUN_API int hetrun_cpu_device_create(uint32_t n_threads, int32_t isa, void **device);
 HETRUN_API void hetrun_cpu_device_destroy(void *device);
 
 HETRUN_API int hetrun_cpu_state_create(const struct hetrun_kv_spec *spec, void **state);

@@ -130,11 +130,11 @@ def test_chat_needs_a_template(tmp_path):
 def test_trace_records_steps_when_asked(model):
     model.generate(PROMPT, max_tokens=3).finish()
     assert model.trace.steps == []
-    model.trace.enabled = True
+    model.session.record()
     model.session.truncate(0, 0)
     model.generate(PROMPT, max_tokens=3).finish()
     assert [s.phase for s in model.trace.steps] == ["prefill", "decode", "decode"]
-    assert {event.basis for s in model.trace.steps for _, event in s.events} == {"measured:cpu"}
+    assert {run.event.basis for s in model.trace.steps for run in s.runs} == {"measured:cpu"}
     assert model.trace.device_seconds()["cpu:0"] > 0
 
 

@@ -254,13 +254,13 @@ def test_what_is_not_bound_is_named(missing: str) -> None:
 
 
 def test_runs_are_timed() -> None:
-    with Rig([MatMul("y", X, W)], [X], counters=True) as rig:
+    with Rig([MatMul("y", X, W)], [X]) as rig:
         rig.run(tokens(2))
         rig.run(tokens(1))
         events = rig.events()
         assert [e.segment for e in events] == ["test", "test"]
         assert all(e.basis == "measured:cpu" and 0 < e.seconds < 60 for e in events)
-        assert 0 < events[0].counters["matmul_s"] <= events[0].seconds
+        assert all(e.steps is None for e in events)
         assert not rig.events()
 
 

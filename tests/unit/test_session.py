@@ -95,12 +95,16 @@ def test_a_value_read_twice_behind_a_link_is_copied_once(pins, width):
     """In one segment (q and k stand together) and in two (k stands between q and v)."""
     devices = [remote.reference(), remote.behind()]
     with open_session(devices, [pins]) as session:
-        session.trace.enabled = True
+        session.record()
         last(session, TOKENS[:1])
         [record] = session.trace.steps
         # the norm up, two results down, in each of three layers
-        assert record.n_copies == 3 * 3
-        assert record.copied_bytes == 4 * 3 * (64 + width)
+        assert len(record.copies) == 3 * 3
+        assert sum(c.nbytes for c in record.copies) == 4 * 3 * (64 + width)
+        assert {(c.source, c.target) for c in record.copies} == {
+            ("reference:0", "behind:0"),
+            ("behind:0", "reference:0"),
+        }
         assert record.phase == "decode"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hetrun.device import Batch, Bindings, Device
+from hetrun.device import Batch, Bindings, Device, Profiled
 from hetrun.errors import DeviceError
 from hetrun.ops import Attention, MatMul, Op, RmsNorm, Scale, Value, Workload
 from hetrun.testing.cases import (
@@ -169,6 +169,26 @@ def test_synchronize_gives_sane_events(rig: Rig) -> None:
             assert BASIS.match(event.basis)
             assert all(isinstance(name, str) and math.isfinite(n) for name, n in event.counters.items())
         assert list(loaded.device.synchronize()) == []
+
+
+def test_steps_of_a_profiled_run_are_its_parts(rig: Rig) -> None:
+    """Where a device times its steps: they name ops of the segment, and do not take longer than the run."""
+    case = rig.any_case()
+    names = {op.name for op in case.segment.ops}
+    with rig.loaded(case.segment) as loaded:
+        if not isinstance(loaded.device, Profiled):
+            pytest.skip("the device times its segments as a whole")
+        for on in (True, False):
+            loaded.device.profile(on)
+            loaded.device.synchronize()
+            loaded.executable.run(case.batch)
+            [event] = loaded.device.synchronize()
+            assert (event.steps is not None) == on
+            if event.steps is not None:
+                assert {name for step in event.steps.ops for name in step} <= names
+                assert len(event.steps.ops) == len(event.steps.seconds)
+                assert all(math.isfinite(s) and s >= 0 for s in event.steps.seconds)
+                assert sum(event.steps.seconds) <= event.seconds * (1 + 1e-6)
 
 
 def _chain(rig: Rig) -> tuple[Op, Op]:

@@ -6,17 +6,18 @@ import ctypes
 import mmap
 import struct
 import weakref
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State
+from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State, StepTimes
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.ops import Embedding, KvSpec
 from hetrun.tensor import Weight
 from hetrun_cpu import native
 from hetrun_cpu.program import CpuProgram
-from hetrun_cpu.steps import DEQUANTISED_TYPES, KV_FORMATS, Kind, pack
+from hetrun_cpu.steps import DEQUANTISED_TYPES, KV_FORMATS, pack
 
 if TYPE_CHECKING:
     from hetrun_cpu.dequantised import Dequantised
@@ -190,6 +191,8 @@ class CpuExecutable:
         self._pins: list[native.Pinned] = []
         self._packed: Mapping[str, _PackedWeight] = {}
         self._looked_up: list[_Pages] = []
+        self._ops = tuple(step.ops for step in program.steps)
+        self._step_s = array("d", bytes(8 * len(self._ops)))
         self._dequantised: list[Dequantised] = []
         self._report = native.Report()
         self._report_reference = ctypes.byref(self._report)
@@ -298,12 +301,18 @@ class CpuExecutable:
         if device is None:
             raise DeviceError(f"segment {self._name} is closed")
         view = device.view_of(batch)
+        self._report.step_s = self._step_s.buffer_info()[0] if device.profiling else 0
         status = native.library().hetrun_cpu_run(self._handle, view.reference, self._report_reference)
         if status:
             native.check(status, f"segment {self._name}", self._report.detail)
         for pages in self._looked_up:
             pages.release()
-        device.record(self._name, self._report)
+        device.record(self._event())
+
+    def _event(self) -> RunEvent:
+        if not self._report.step_s:
+            return RunEvent(self._name, self._report.seconds, BASIS)
+        return RunEvent(self._name, self._report.seconds, BASIS, steps=StepTimes(self._ops, self._step_s[:]))
 
     def close(self) -> None:
         self._device = None
@@ -328,7 +337,7 @@ class CpuDevice:
     def __init__(self, info: DeviceInfo) -> None:
         self._id = info.id
         self._handle = ctypes.c_void_p()
-        self._counting = bool(info.model.get("counters", 0.0))
+        self.profiling = False
         self._events: list[RunEvent] = []
         self._view: _BatchView | None = None
         # An executable keeps its blocks where they are, and the entries with them: addresses tell weights apart.
@@ -338,7 +347,7 @@ class CpuDevice:
         threads, isa = int(info.model["threads"]), int(info.model["isa"])
         if not 1 <= threads <= 1024:
             raise DeviceError(f"{info.id}: {threads} threads", remedy="choose from 1 to 1024 threads")
-        status = native.library().hetrun_cpu_device_create(threads, isa, self._counting, ctypes.byref(self._handle))
+        status = native.library().hetrun_cpu_device_create(threads, isa, ctypes.byref(self._handle))
         native.check(status, info.id)
 
     def _open_handle(self) -> int:
@@ -401,12 +410,15 @@ class CpuDevice:
             self._view = view = _BatchView(batch)
         return view
 
-    def record(self, segment: str, report: native.Report) -> None:
-        counters = {f"{k.name.lower()}_s": report.step_s[k] for k in Kind} if self._counting else {}
-        self._events.append(RunEvent(segment, report.seconds, BASIS, counters))
+    def profile(self, on: bool) -> None:
+        """Whether the steps of each run are timed, on the caller's thread, with waits for the others."""
+        self.profiling = on
+
+    def record(self, event: RunEvent) -> None:
+        self._events.append(event)
 
     def synchronize(self) -> Sequence[RunEvent]:
-        """Runs have ended when `run` returns. counters: seconds by kind of step, on the caller's thread, with waits."""
+        """Runs have ended when `run` returns."""
         self._open_handle()
         events, self._events = self._events, []
         return events

@@ -27,7 +27,7 @@ from hetrun_cpu.program import SPACE, as_run, compile_segment
 from hetrun_cpu.steps import DEQUANTISED_TYPES, FLOAT_TYPES, KV_FORMATS, QUANTISED_TYPES
 
 MAX_THREADS = 1024
-SETTINGS = ("threads", "isa", "counters")
+SETTINGS = ("threads", "isa")
 TYPES = FLOAT_TYPES | QUANTISED_TYPES | DEQUANTISED_TYPES
 
 # analytic: orders of magnitude of a current core, until `hetrun calibrate` measures them: int8 products,
@@ -43,8 +43,7 @@ class CpuDriver:
     """One device, "cpu:0".
 
     Settings: threads (1 to 1024; default: the physical cores at hand), isa ("generic", "avx2", "avx512", "neon",
-    "dotprod"; default: HETRUN_CPU_ISA in the environment, else the best here), counters (true: each run's time by kind
-    of step).
+    "dotprod"; default: HETRUN_CPU_ISA in the environment, else the best here).
 
     Results depend on the instruction set, but not on the number of threads, and a prefill of n tokens gives the bits of
     n single steps: a row's order of operations follows from its shape alone.
@@ -82,7 +81,6 @@ class CpuDriver:
                     "op_s": OP_S,
                     "threads": float(n_threads),
                     "isa": float(native.ISA_NAMES.index(known)),
-                    "counters": float(config.get("counters") is True),
                 },
                 unavailable=unavailable,
             )

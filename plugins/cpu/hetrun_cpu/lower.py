@@ -47,9 +47,10 @@ class Lowered:
 
 @dataclass(frozen=True)
 class _Epilogue:
-    """What is fused to a matmul: the value that comes out in the end."""
+    """What is fused to a matmul: the value that comes out in the end.   ops: names, the matmul's first."""
 
     out: Value
+    ops: tuple[str, ...]
     bias: Weight | None = None
     residual: Value | None = None
 
@@ -85,6 +86,8 @@ class _Lowering:
         return self.result
 
     def _emit(self, op: Op | None, step: Step, out: Value | None) -> None:
+        if op is not None and not step.ops:
+            step = replace(step, ops=(op.name,))
         self.result.steps.append(step)
         if out is not None:
             self.result.widths[out.name] = (out.width, out.rows)
@@ -144,16 +147,17 @@ class _Lowering:
         return self.tables.setdefault((op.frequencies, op.magnitude), len(self.tables))
 
     def _attention(self, op: Attention) -> None:
-        def rotated(value: Value) -> tuple[str, int | None, Flag]:
+        def rotated(value: Value) -> tuple[str, int | None, Flag, tuple[str, ...]]:
             rope = self.producers.get(value.name)
             if isinstance(rope, Rope) and self._folds_into_attention(rope):
                 self.done.add(rope.name)
-                return rope.x.name, self._table(rope), _half(rope)
-            return value.name, None, Flag.NONE
+                return rope.x.name, self._table(rope), _half(rope), (rope.name, op.name)
+            return value.name, None, Flag.NONE, (op.name,)
 
-        k, k_rope, k_flags = rotated(op.k)
-        q, q_rope, q_flags = rotated(op.q)
-        self._emit(None, Step(Kind.KV_STORE, None, (k, op.v.name), state=op.kv.name, rope=k_rope, flags=k_flags), None)
+        k, k_rope, k_flags, k_ops = rotated(op.k)
+        q, q_rope, q_flags, q_ops = rotated(op.q)
+        store = Step(Kind.KV_STORE, None, (k, op.v.name), state=op.kv.name, rope=k_rope, flags=k_flags, ops=k_ops)
+        self._emit(None, store, None)
         step = Step(
             Kind.ATTEND,
             op.name,
@@ -163,6 +167,7 @@ class _Lowering:
             flags=q_flags,
             f0=op.scale,
             f1=op.soft_cap,
+            ops=q_ops,
         )
         self._emit(op, step, op.output)
 
@@ -180,10 +185,17 @@ class _Lowering:
         if isinstance(norm, RmsNorm) and self._folds_into_prepare(norm):
             self.done.add(norm.name)
             prepare = Step(
-                Kind.PREPARE, prepared.name, (norm.x.name, None), (norm.weight, None), flags=flags, f0=norm.eps
+                Kind.PREPARE,
+                prepared.name,
+                (norm.x.name, None),
+                (norm.weight, None),
+                flags=flags,
+                f0=norm.eps,
+                ops=(norm.name,),
             )
         else:
-            prepare = Step(Kind.PREPARE, prepared.name, (x.name, None), flags=flags)
+            names = tuple(m.name for m in group)
+            prepare = Step(Kind.PREPARE, prepared.name, (x.name, None), flags=flags, ops=names)
         self._emit(None, prepare, prepared)
 
         # Only the first waits for a PREPARE that was shared out.
@@ -206,21 +218,22 @@ class _Lowering:
             residual = add.b if add.a.name == end.out.name else add.a
             if residual.name in self.available:
                 self.done.add(add.name)
-                end = _Epilogue(add.output, end.bias, residual)
+                end = _Epilogue(add.output, (*end.ops, add.name), end.bias, residual)
         return Step(
             Kind.MATMUL,
             end.out.name,
             (prepared.name, None if end.residual is None else end.residual.name),
             (matmul.weight, None),
             (end.bias, None),
+            ops=end.ops,
         )
 
     def _with_bias(self, matmul: MatMul) -> _Epilogue:
         bias = self._only_reader(matmul.output)
         if isinstance(bias, Bias):
             self.done.add(bias.name)
-            return _Epilogue(bias.output, bias.weight)
-        return _Epilogue(matmul.output)
+            return _Epilogue(bias.output, (matmul.name, bias.name), bias.weight)
+        return _Epilogue(matmul.output, (matmul.name,))
 
     def _gated(self, matmul: MatMul, prepared: Value, group: list[MatMul]) -> Step | None:
         """One step for gate, up and activation where `matmul` is one half and the other is in the group."""
@@ -235,15 +248,16 @@ class _Lowering:
         if len(ends) != 2 or set(halves) != set(ends):
             return None
         gate, up = halves[gated.gate.name], halves[gated.up.name]
-        gate_bias, up_bias = self._with_bias(gate).bias, self._with_bias(up).bias
+        gate_end, up_end = self._with_bias(gate), self._with_bias(up)
         self.done |= {gate.name, up.name, gated.name}
         return Step(
             Kind.MATMUL,
             gated.name,
             (prepared.name, self._prepared_by(gated)),
             (gate.weight, up.weight),
-            (gate_bias, up_bias),
+            (gate_end.bias, up_end.bias),
             function=FUNCTIONS[gated.function],
+            ops=(*gate_end.ops, *up_end.ops, gated.name),
         )
 
     def _prepared_by(self, gated: GatedActivation) -> str | None:

@@ -9,10 +9,9 @@ from typing import Any
 
 from hetrun.errors import AllocationError, DeviceError, HetrunError
 
-ABI = 2
+ABI = 3
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
 ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod")
-STEP_KINDS = 14
 
 
 class Batch(ctypes.Structure):
@@ -29,8 +28,8 @@ class Batch(ctypes.Structure):
 class Report(ctypes.Structure):
     _fields_ = [
         ("seconds", ctypes.c_double),
-        ("step_s", ctypes.c_double * STEP_KINDS),
         ("detail", ctypes.c_uint64),
+        ("step_s", ctypes.c_uint64),
     ]
 
 
@@ -94,7 +93,7 @@ def library() -> ctypes.CDLL:
     pointer, out = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
     prototypes: dict[str, tuple[Any, list[Any]]] = {
         "hetrun_cpu_isa_mask": (u32, []),
-        "hetrun_cpu_device_create": (i32, [u32, i32, i32, out]),
+        "hetrun_cpu_device_create": (i32, [u32, i32, out]),
         "hetrun_cpu_device_destroy": (None, [pointer]),
         "hetrun_cpu_state_create": (i32, [ctypes.POINTER(u64), out]),
         "hetrun_cpu_state_copy": (i32, [pointer, u64, u64, u64]),

@@ -83,6 +83,7 @@ class Step:
     """One native step; values, weights, states and rope tables by name, None where it has none.
 
     inputs, weights and biases are the pairs of the same names in `struct hetrun_step`.
+    ops: names of the ops that it does or helps to do; none for what serves all of a segment (rope tables).
     """
 
     kind: Kind
@@ -97,6 +98,7 @@ class Step:
     function: int = 0
     f0: float = 0.0
     f1: float = 0.0
+    ops: tuple[str, ...] = ()
 
 
 _STEP = struct.Struct("<II9iIIffI")
