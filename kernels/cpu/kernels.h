@@ -132,8 +132,11 @@ struct CellSpan {
 
 struct AttendArgs {
     KvFormat format;
-    const uint8_t* keys;    // of one slot and KV head: [cells / kKeyGroup, head_dim, kKeyGroup]
-    const uint8_t* values;  // [cells, head_dim]
+    const uint8_t* keys;    // of one slot and KV head: [splits][cells / kKeyGroup, head_dim, kKeyGroup]
+    const uint8_t* values;  // [splits][cells, head_dim]
+    size_t split_bytes;     // from one split to the next, of keys as of values
+    const uint8_t* next_keys;  // what is read after `end`, or null
+    const uint8_t* next_values;
     const CellSpan* spans;  // of each token, in order of position
     size_t n_tokens;
     size_t begin, end;  // cells to work on; begin is a multiple of kAttendSplit

@@ -282,10 +282,10 @@ void Run::kv_store(const Step& s, uint32_t thread) {
             std::memcpy(row, key, dim * sizeof(float));
         }
         const size_t lane = cell % kKeyGroup;
-        uint8_t* group = state.keys(slot, head) + (cell - lane) * state.row_bytes();
+        uint8_t* group = state.keys(slot, head) + state.offset(cell - lane);
         k_.kv_store_key(state.format(), row, dim, group, lane, reinterpret_cast<uint8_t*>(row + dim));
         std::memcpy(row, s.in[1]->row(0) + i * dim, dim * sizeof(float));
-        k_.kv_store_value(state.format(), row, dim, state.values(slot, head) + cell * state.row_bytes());
+        k_.kv_store_value(state.format(), row, dim, state.values(slot, head) + state.offset(cell));
     }
 }
 
@@ -324,20 +324,39 @@ void Run::attend(const Step& s, uint32_t thread) {
 void Run::attend_parts(const Step& s, uint32_t thread, size_t n_splits) {
     const size_t kv_heads = static_cast<size_t>(s.state->spec().n_heads), dim = static_cast<size_t>(s.state->spec().head_dim);
     const size_t heads = s.in[0]->width / dim, shared = heads / kv_heads, n_tokens = rows(*s.in[0]);
-    const size_t threads = pool_.active(), part_floats = attend_part_floats(dim, shared);
+    const size_t part_floats = attend_part_floats(dim, shared), n_items = n_tokens * kv_heads * n_splits;
     const auto part = [&](size_t item) {
-        return reinterpret_cast<float*>(scratch(static_cast<uint32_t>(item % threads), p_.layout_.parts)) +
-               item / threads * part_floats;
+        return reinterpret_cast<float*>(scratch(0, p_.layout_.parts)) + item * part_floats;
     };
-    const size_t n_items = n_tokens * kv_heads * n_splits;
-    for (size_t item = thread; item < n_items; item += threads) {
-        const size_t head = item / n_splits % kv_heads * shared;
-        AttendArgs a = attend_args(s, thread, item / n_splits / kv_heads, 1, head, shared);
-        a.begin = item % n_splits * kAttendSplit;
-        a.end = std::min(a.end, a.begin + kAttendSplit);
+    // Threads take runs of items, of as many cells: one run is one stream of memory.
+    const auto end_of = [&](size_t token) {
+        return s.state->visible(static_cast<size_t>(batch_.positions[token])).end();
+    };
+    size_t n_cells = 0, before = 0;
+    for (size_t token = 0; token < n_tokens; ++token) n_cells += kv_heads * end_of(token);
+    const size_t threads = pool_.active();
+    AttendArgs a{};
+    size_t ready = n_items;  // the token and head whose queries are
+    for (size_t item = 0; item < n_items; ++item) {
+        const size_t token = item / n_splits / kv_heads, head = item / n_splits % kv_heads, begin = item % n_splits * kAttendSplit;
+        const size_t end = std::min(end_of(token), begin + kAttendSplit);
+        if (begin >= end) continue;
+        const size_t middle = before + (end - begin) / 2;
+        before += end - begin;
+        if (middle * threads / n_cells != thread) continue;
+        if (item / n_splits != ready) {
+            ready = item / n_splits;
+            a = attend_args(s, thread, token, 1, head * shared, shared);
+        }
+        const bool last = end == end_of(token) && head + 1 < kv_heads;
+        const size_t slot = static_cast<size_t>(batch_.slots[token]);
+        a.next_keys = last ? s.state->keys(slot, head + 1) : nullptr;
+        a.next_values = last ? s.state->values(slot, head + 1) : nullptr;
+        a.begin = begin;
+        a.end = end;
         a.sums = part(item);
         a.largest = a.sums + shared * attend_sum_stride(dim);
-        if (a.begin < a.end) k_.attend(a);
+        k_.attend(a);
     }
     pool_.barrier(thread);
     const Range r = share(n_tokens * heads, thread);
@@ -380,6 +399,7 @@ AttendArgs Run::attend_args(const Step& s, uint32_t thread, size_t first_token, 
     a.format = state.format();
     a.keys = state.keys(slot, kv_head);
     a.values = state.values(slot, kv_head);
+    a.split_bytes = state.split_bytes();
     a.spans = spans;
     a.n_tokens = n_tokens;
     for (size_t t = 0; t < n_tokens; ++t) {

@@ -30,7 +30,7 @@ from hetrun.ops import (
     Value,
 )
 from hetrun.tensor import Weight
-from hetrun_cpu.steps import FLOAT_TYPES, FUNCTIONS, Flag, Kind, Step, prepared_width
+from hetrun_cpu.steps import FUNCTIONS, QUANTISED_TYPES, Flag, Kind, Step, prepared_width
 
 Table = tuple[tuple[float, ...], float]
 """Frequencies and magnitude of a rope table."""
@@ -171,8 +171,8 @@ class _Lowering:
         x = first.x
         group = [r for r in self.readers[x.name] if isinstance(r, MatMul) and r.name not in self.done]
         types = {m.weight.type.name for m in group}
-        floats = bool(types & FLOAT_TYPES)
-        int8 = bool(types - FLOAT_TYPES)
+        floats = bool(types - QUANTISED_TYPES)
+        int8 = bool(types & QUANTISED_TYPES)
 
         prepared = Value(_scratch_name(x), prepared_width(x.width, int8, floats), x.rows)
         flags = (Flag.PREPARE_INT8 if int8 else Flag.NONE) | (Flag.PREPARE_FLOAT if floats else Flag.NONE)
@@ -251,7 +251,7 @@ class _Lowering:
         readers = self.readers.get(gated.name, [])
         if gated.name in self.kept or not readers:
             return None
-        of_codes = all(isinstance(r, MatMul) and r.weight.type.name not in FLOAT_TYPES for r in readers)
+        of_codes = all(isinstance(r, MatMul) and r.weight.type.name in QUANTISED_TYPES for r in readers)
         return _scratch_name(gated.output) if of_codes else None
 
     def _end_name(self, matmul: MatMul) -> str:
