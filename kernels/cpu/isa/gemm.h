@@ -89,9 +89,16 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
         for (int t = 0; t < T; ++t)
             for (int v = 0; v < V; ++v) store_floats(out + t * kPanelRows + v * kLanes, Vf{});
     }
+    constexpr size_t kSpan = C::kBlock / 32, kWidth = V * kLanes;
+    alignas(64) float parts[kLateScale<C> ? T * kWidth : 1];
     for (size_t b = 0; b < n_steps; ++b, ++w, ++a) {
+        if constexpr (kLateScale<C>) {
+            if (b % kSpan == 0) {
+                for (size_t i = 0; i < T * kWidth; i += kLanes) store_floats(parts + i, Vf{});
+            }
+        }
         // Sums stay in memory: in registers they would push out the integers, which are touched far more often.
-        asm volatile("" ::: "memory");
+        asm volatile("" ::"r"(parts) : "memory");
         Vi c[V][T], sum[V][T];
         unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
             constexpr int I = decltype(t)::value;
@@ -129,10 +136,11 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
             const Vf scale = load_floats(w->scale + K * kLanes);
             unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
                 constexpr int I = decltype(t)::value;
-                float* own = out + I * kPanelRows + K * kLanes;
+                float* own = kLateScale<C> ? parts + I * kWidth + K * kLanes : out + I * kPanelRows + K * kLanes;
                 Vi integer = c[K][I];
                 if constexpr (kHalves) integer = sum[K][I] + integer * load_ints(w->scale16[1] + K * kLanes);
-                Vf acc = fmadd(to_floats(integer), scale * splat_at(a->scale + I), load_floats(own));
+                const Vf a_scale = splat_at(a->scale + I);
+                Vf acc = fmadd(to_floats(integer), kLateScale<C> ? a_scale : scale * a_scale, load_floats(own));
                 if constexpr (C::kMin == 32)
                     acc = fmadd(load_floats(w->minimum + K * kLanes), splat_at((C::kHalfSum ? a->half_sum32 : a->sum32) + I), acc);
                 if constexpr (C::kMin == 16) {
@@ -142,6 +150,16 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
                 store_floats(own, acc);
             });
         });
+        if constexpr (kLateScale<C>) {
+            if (b % kSpan != kSpan - 1) continue;
+            for (int t = 0; t < T; ++t) {
+                for (int v = 0; v < V; ++v) {
+                    float* own = out + t * static_cast<int>(kPanelRows) + v * static_cast<int>(kLanes);
+                    const Vf part = load_floats(parts + t * static_cast<int>(kWidth) + v * static_cast<int>(kLanes));
+                    store_floats(own, fmadd(part, load_floats(w->scale + v * static_cast<int>(kLanes)), load_floats(own)));
+                }
+            }
+        }
     }
 }
 

@@ -42,10 +42,10 @@ HETRUN_INLINE Vf gemv_add(const Lanes& p, const Head& head, const RowSums& row, 
         Vs both = reinterpret_cast<Vs>((low >> kPlaced & splat_int(0xffff)) | high << (16 - kPlaced));
         if constexpr (C::kShift) both += reinterpret_cast<Vs>(splat_word(neg_pairs + 2 * S));
         const Vi sum = dot_pairs(reinterpret_cast<Vi>(both), C::template pairs<S>(p));
-        acc = fmadd(to_floats(sum), head.d * a_scale, acc);
+        acc = fmadd(to_floats(sum), kLateScale<C> ? a_scale : head.d * a_scale, acc);
     } else if constexpr (C::kScales16) {
         const Vi sum = (low >> kPlaced) * C::template scale16<S, 0>(p) + (high >> kPlaced) * C::template scale16<S, 1>(p);
-        acc = fmadd(to_floats(sum), head.d * a_scale, acc);
+        acc = fmadd(to_floats(sum), kLateScale<C> ? a_scale : head.d * a_scale, acc);
     } else {
         acc = fmadd(to_floats((low + high) >> kPlaced), C::template scale<S>(p, head) * a_scale, acc);
     }
@@ -63,6 +63,7 @@ HETRUN_INLINE Vf gemv_block(const Lanes& p, const RowSums& row, size_t b, bool f
     constexpr int N = kWideDot ? C::kTogether : 1;
     constexpr size_t kSteps = C::kBlock / 32, kSlots = 8 * kSteps / N, kLines = (C::kBytes + 63) / 64;
     const Head head = C::head(p);
+    Vf part = kLateScale<C> ? Vf{} : acc;
     alignas(32) int16_t neg_pairs[2 * kSteps];
     if constexpr (C::kPairs && C::kShift) {
         for (size_t i = 0; i < 2 * kSteps; ++i) neg_pairs[i] = static_cast<int16_t>(row.neg16[2 * kSteps * b + i] * (1 << C::kShift));
@@ -95,10 +96,10 @@ HETRUN_INLINE Vf gemv_block(const Lanes& p, const RowSums& row, size_t b, bool f
         });
         unrolled<N>([&](auto q) HETRUN_INLINE_LAMBDA {
             constexpr int Q = decltype(q)::value;
-            acc = gemv_add<C, First + Q>(p, head, row, block + Q, sums[0][Q], sums[1][Q], neg_pairs, acc);
+            part = gemv_add<C, First + Q>(p, head, row, block + Q, sums[0][Q], sums[1][Q], neg_pairs, part);
         });
     });
-    return acc;
+    return kLateScale<C> ? fmadd(part, head.d, acc) : part;
 }
 
 template <class C>

@@ -1,7 +1,9 @@
 // Types of packed weights (pack.h), and the integer dot product that GEMV (gemv.h) and GEMM (gemm.h) share.
 //
 // A lane is a row. Both take a row's blocks of 32 in order, with the same products and roundings, so that they give the same
-// bits: acc = fma(integer dot, weight scale * activation scale, acc), then acc = fma(minimum, activation sum, acc).
+// bits: acc = fma(integer dot, weight scale * activation scale, acc), then acc = fma(minimum, activation sum, acc). Where one
+// scale holds for a super-block (kLateScale), part = fma(integer dot, activation scale, part) over it from 0, then
+// acc = fma(part, weight scale, acc).
 // Codes are unsigned; an offset of 2^shift that GGUF subtracts is taken back from the integers by the activations' sums.
 // Where the dot product has room for it, GEMV leaves codes where they stand in their bytes, and shifts the sums instead.
 #pragma once
@@ -57,6 +59,8 @@ struct Traits {
 struct SuperTraits : Traits {
     static constexpr size_t kBlock = 256;
 };
+template <class C>
+constexpr bool kLateScale = C::kScales16 && C::kMin == 0;
 
 template <size_t Words>
 struct Nibbles32 : Traits {  // codes at Words, the first half of the 32 in the low nibbles
