@@ -1,9 +1,18 @@
 #include "state.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 
 namespace hetrun::cpu {
+
+namespace {
+
+constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kSmallPagesBytes = 1 << 20;  // of a slot's start
+
+}  // namespace
 
 int State::allocate() {
     const hetrun_kv_spec& s = spec_;
@@ -16,14 +25,27 @@ int State::allocate() {
     if (ring() && (s.window < 1 || s.n_cells < s.sink + s.window)) return HETRUN_BAD_ARGUMENT;
     if (s.head_dim > (1u << 20) || s.n_heads > (1u << 20)) return HETRUN_BAD_ARGUMENT;
     const uint64_t row = kv_row_bytes(format(), static_cast<size_t>(s.head_dim));
-    const uint64_t head = product(row, (s.n_cells + kKeyGroup - 1) / kKeyGroup * kKeyGroup);
-    const uint64_t half = product(product(head, s.n_heads), s.n_slots);
-    const uint64_t all = product(half, 2);
+    const uint64_t cells = std::min<uint64_t>(kAttendSplit, round_up(s.n_cells, kKeyGroup));
+    const uint64_t split = product(product(row, 2 * cells), s.n_heads);
+    const uint64_t slot = product(split, (s.n_cells + kAttendSplit - 1) / kAttendSplit);
+    const uint64_t all = product(slot, s.n_slots);
     if (all == UINT64_MAX || !memory_.allocate(all)) return HETRUN_NO_MEMORY;
     row_bytes_ = static_cast<size_t>(row);
-    head_bytes_ = static_cast<size_t>(head);
-    half_bytes_ = static_cast<size_t>(half);
+    part_bytes_ = static_cast<size_t>(row * cells);
+    split_bytes_ = static_cast<size_t>(split);
+    slot_bytes_ = static_cast<size_t>(slot);
+    advise_huge();
     return HETRUN_OK;
+}
+
+// Long contexts are read in large pages. Short ones would pay for whole pages of which they use a part.
+void State::advise_huge() {
+    const uintptr_t base = reinterpret_cast<uintptr_t>(memory_.data());
+    for (uint64_t slot = 0; slot < spec_.n_slots; ++slot) {
+        const uintptr_t begin = base + static_cast<size_t>(slot) * slot_bytes_, end = begin + slot_bytes_;
+        const uintptr_t first = round_up(begin + kSmallPagesBytes, kHugePage);
+        if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+    }
 }
 
 int State::copy(uint64_t from, uint64_t to, uint64_t n_tokens) {
@@ -31,9 +53,12 @@ int State::copy(uint64_t from, uint64_t to, uint64_t n_tokens) {
     if (from == to) return HETRUN_OK;
     // A ring that has gone round holds the last positions in all of its cells.
     const size_t cells = round_up(static_cast<size_t>(std::min(n_tokens, spec_.n_cells)), kKeyGroup);
-    for (size_t head = 0; head < spec_.n_heads; ++head) {
-        std::memcpy(keys(to, head), keys(from, head), cells * row_bytes_);
-        std::memcpy(values(to, head), values(from, head), cells * row_bytes_);
+    for (size_t first = 0; first < cells; first += kAttendSplit) {
+        const size_t nbytes = std::min(cells - first, kAttendSplit) * row_bytes_;
+        for (size_t head = 0; head < spec_.n_heads; ++head) {
+            std::memcpy(keys(to, head) + offset(first), keys(from, head) + offset(first), nbytes);
+            std::memcpy(values(to, head) + offset(first), values(from, head) + offset(first), nbytes);
+        }
     }
     return HETRUN_OK;
 }

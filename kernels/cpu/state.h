@@ -1,5 +1,6 @@
-// The KV cache of one attention op. Keys, then values, each [slot, head, cell, head_dim] in the format of the spec, keys
-// interleaved in groups of cells: those of a head are consecutive, and groups of positions never reached are never touched.
+// The KV cache of one attention op: [slot, split, head], and there the split's keys, then its values, [cell, head_dim] in the
+// format of the spec, keys interleaved in groups of cells. So a sequence fills its memory from the start on, and what it never
+// reaches is never touched.
 #pragma once
 
 #include "hetrun_cpu.h"
@@ -29,12 +30,18 @@ public:
     // The cells that the query at `position` sees.
     CellSpan visible(size_t position) const;
 
-    uint8_t* keys(size_t slot, size_t head) { return memory_.data() + (slot * spec_.n_heads + head) * head_bytes_; }
-    uint8_t* values(size_t slot, size_t head) { return keys(slot, head) + half_bytes_; }
+    // The first split of a head.
+    uint8_t* keys(size_t slot, size_t head) { return memory_.data() + slot * slot_bytes_ + head * 2 * part_bytes_; }
+    uint8_t* values(size_t slot, size_t head) { return keys(slot, head) + part_bytes_; }
+    size_t split_bytes() const { return split_bytes_; }
+    // Of a cell, from its head's first split.
+    size_t offset(size_t cell) const { return cell / kAttendSplit * split_bytes_ + cell % kAttendSplit * row_bytes_; }
 
 private:
+    void advise_huge();
+
     hetrun_kv_spec spec_;
-    size_t row_bytes_ = 0, head_bytes_ = 0, half_bytes_ = 0;
+    size_t row_bytes_ = 0, part_bytes_ = 0, split_bytes_ = 0, slot_bytes_ = 0;
     Memory memory_;
 };
 

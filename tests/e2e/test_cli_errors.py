@@ -103,7 +103,18 @@ DEVICES = [
     Case("unknown-device", ("plan", "-m", "TINY", "-d", "referense"), DEVICE, "'referense'", "did you mean reference"),
     Case("unknown-device-to-run", ("chat", "-m", "TINY", "-d", "cpux"), DEVICE, "no device 'cpux'", "did you mean cpu"),
     Case(
-        "planned-only", ("generate", "-m", "TINY", "-p", "a", "-d", "model:null"), DEVICE, "model:null", "hetrun plan"
+        "modelled-in-part",
+        ("generate", "-m", "TINY", "-p", "a", "-d", "model:pynq-z1"),
+        PLAN,
+        "model:pynq-z1: pynq-z1 has no embedding",
+        "--device cpu",
+    ),
+    Case(
+        "modelled-bench",
+        ("bench", "-m", "TINY", "-d", "model:null", "--prompt-tokens", "8", "--gen-tokens", "8"),
+        USAGE,
+        "model:null: only modelled",
+        "hetrun plan",
     ),
     Case("pin-without-device", generate("--pin", "blk.*"), USAGE, "'blk.*' is not PATTERN=DEVICE", "for example"),
     Case("pin-matches-nothing", generate("--pin", "blk.9.atn_q=reference"), PLAN, "matches no op", "blk.0.attn_q"),

@@ -145,6 +145,25 @@ def test_chunks_and_threads_do_not_change_a_bit(name: str, threads: int, isa: st
         np.testing.assert_array_equal(attend(rig, data, 1, [3, 1, 4, 2] * (N // 10)), want)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", BOUND)
+def test_single_steps_give_the_bits_of_a_prefill_in_every_format(form: str, isa: str) -> None:
+    """Few queries read keys and values as they are stored, many have them widened first. Five heads take two blocks."""
+    n, dim, n_heads = 300, 64, 5
+    kv = KvSpec("kv", 1, n, 1, dim, form)
+    values = [Value(name, width) for name, width in zip("qkv", (n_heads * dim, dim, dim), strict=True)]
+    rng = np.random.default_rng(4)
+    data = tuple(rng.standard_normal((n, v.width)).astype(np.float32) for v in values)
+    op = Attention("y", *values, kv, dim**-0.5)  # type: ignore[arg-type]
+    results = []
+    for chunks in ([32] * 9 + [12], [1] * n):
+        with Rig([op], values, isa=isa, max_tokens=32, threads=2) as rig:
+            results.append(attend(rig, data, 0, chunks))
+    np.testing.assert_array_equal(results[1], results[0])
+    want = attention(data[0], stored(data[1], kv), stored(data[2], kv), range(n), kv, dim**-0.5)
+    assert nmse(results[1], want) < BOUND[form]
+
+
 def test_soft_cap_bounds_the_scores() -> None:
     q, k, v = qkv()
     kv = spec(format="f32")
@@ -180,6 +199,19 @@ def test_a_copied_slot_goes_on_as_its_source(name: str) -> None:
             for slot in (1, 0)
         ]
     np.testing.assert_array_equal(*steps)
+
+
+def test_a_long_copied_slot_goes_on_as_its_source(long_case) -> None:  # type: ignore[no-untyped-def]
+    kv, data, values = long_case
+    rest = slice(LONG - 3, LONG)
+    with Rig([Attention("y", *values, kv, 32**-0.5)], values, max_tokens=32) as rig:
+        attend(rig, data, 0, [32] * (LONG // 32) + [LONG % 32 - 3])
+        rig.states["kv"].copy(0, 1, rest.start)
+        results = [
+            rig.run(batch(slot, range(rest.start, LONG)), **{n: x[rest] for n, x in zip("qkv", data, strict=True)})
+            for slot in (1, 0)
+        ]
+    np.testing.assert_array_equal(*results)
 
 
 def test_a_rollback_needs_no_call() -> None:

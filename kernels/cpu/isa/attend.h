@@ -5,6 +5,8 @@
 // queries beside it nor on which thread took which part of the cells.
 #pragma once
 
+#include <type_traits>
+
 namespace hetrun::cpu {
 namespace {
 
@@ -64,7 +66,23 @@ inline Vi load_bytes(const uint8_t* p) {
 #endif
 }
 inline Vf int_floats(Vi v) { return __builtin_convertvector(v, Vf); }
-inline Vf load_codes(const uint8_t* p) { return int_floats((load_bytes(p) ^ 0x80) - 0x80); }
+inline Vf load_codes(const uint8_t* p) {
+#if defined(__AVX2__)
+    return int_floats(load_i8(p));
+#else
+    return int_floats((load_bytes(p) ^ 0x80) - 0x80);
+#endif
+}
+// The lower and the upper four bits of what load_bytes gave.
+#if defined(__AVX512F__)
+alignas(64) const float kNibbleFloats[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+// A lookup minds no other bits.
+inline Vf low_nibbles(Vi bytes) { return _mm512_maskz_permutexvar_ps(0xffff, (__m512i)bytes, load_floats(kNibbleFloats)); }
+inline Vf high_nibbles(Vi bytes) { return low_nibbles(bytes >> 4); }
+#else
+inline Vf low_nibbles(Vi bytes) { return int_floats(bytes & 15); }
+inline Vf high_nibbles(Vi bytes) { return int_floats(bytes >> 4); }
+#endif
 
 inline Vf load_halves(const uint8_t* p) {
 #ifdef HETRUN_VECTOR_HALF
@@ -220,8 +238,8 @@ inline void widen_keys(KvFormat format, const uint8_t* group, size_t head_dim, f
             float* high = to + head_dim / 2 * kAttendTile;
             for (size_t i = 0; i < head_dim / 2; ++i, to += kAttendTile, high += kAttendTile) {
                 const Vi pair = load_bytes(p + i * kKeyGroup + lane);
-                store_floats(to, fmadd(int_floats(pair & 15), scale, minimum));
-                store_floats(high, fmadd(int_floats(pair >> 4), scale, minimum));
+                store_floats(to, fmadd(low_nibbles(pair), scale, minimum));
+                store_floats(high, fmadd(high_nibbles(pair), scale, minimum));
             }
         }
     }
@@ -247,8 +265,8 @@ inline void widen_value(KvFormat format, const uint8_t* row, size_t head_dim, si
         size_t i = 0;
         for (; i + kLanes <= middle; i += kLanes) {
             const Vi pair = load_bytes(row + i);
-            store_floats(out + i, fmadd(int_floats(pair & 15), broadcast(scale), broadcast(minimum)));
-            store_floats(out + middle + i, fmadd(int_floats(pair >> 4), broadcast(scale), broadcast(minimum)));
+            store_floats(out + i, fmadd(low_nibbles(pair), broadcast(scale), broadcast(minimum)));
+            store_floats(out + middle + i, fmadd(high_nibbles(pair), broadcast(scale), broadcast(minimum)));
         }
         for (; i < middle; ++i) {
             out[i] = static_cast<float>(row[i] & 15) * scale + minimum;
@@ -306,12 +324,174 @@ inline void multiply(size_t n_rows, size_t n_columns, const float* a, size_t a_s
         multiply_columns<1>(n_rows, a, a_stride, b + j, b_stride, depth, c + j, c_stride, add);
 }
 
+// Few queries read keys and values as they are stored: widening them into the scratch would cost as much as the products.
+// Each product is that of `multiply` with what widen_keys and widen_value give, to the last bit.
+constexpr size_t kDirectRows = 8;
+constexpr int kDirectBlock = 4;  // rows whose sums stay in registers
+
+inline bool reads_directly(KvFormat format, size_t head_dim, size_t n_rows) {
+    return n_rows <= kDirectRows && format != KvFormat::F32 && head_dim % 32 == 0;
+}
+
+// What is read after the tile at hand is asked for step by step: the machine foresees no stream that changes so often.
+template <KvFormat F, int V>
+inline void fetch_step(const uint8_t* next) {
+    constexpr size_t kBytes = V * kLanes * (F == KvFormat::F16 ? 4 : F == KvFormat::Q8_0 ? 2 : 1) / 2;
+    for (size_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next + i);
+}
+
+// sums[r] += factors[r] * columns
+template <int R, int V>
+inline void add_products(Vf (&sums)[R][V], const float* factors, size_t stride, const Vf (&columns)[V]) {
+    for (int r = 0; r < R; ++r) {
+        const Vf factor = broadcast(factors[r * stride]);
+        for (int v = 0; v < V; ++v) sums[r][v] = fmadd(factor, columns[v], sums[r][v]);
+    }
+}
+
+// scores[R][V * kLanes]: q[R] times the keys of V vectors, which begin at a lane of the group.
+template <KvFormat F, int R, int V>
+inline void score_block(const float* q, size_t q_stride, const uint8_t* group, size_t group_bytes, size_t lane,
+                        size_t head_dim, float* scores, const uint8_t* next, size_t next_step) {
+    Vf sums[R][V];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sums[r][v] = Vf{};
+    const uint8_t* p[V];
+    Vf columns[V];
+    for (int v = 0; v < V; ++v) p[v] = group + v * kLanes / kKeyGroup * group_bytes;
+    const auto own_lane = [lane](int v) { return (lane + v * kLanes) % kKeyGroup; };
+    if constexpr (F == KvFormat::F16) {
+        for (size_t i = 0; i < head_dim; ++i) {
+            for (int v = 0; v < V; ++v) columns[v] = load_halves(p[v] + (i * kKeyGroup + own_lane(v)) * 2);
+            add_products(sums, q + i, q_stride, columns);
+            fetch_step<F, V>(next + i * next_step);
+        }
+    } else if constexpr (F == KvFormat::Q8_0) {
+        for (size_t b = 0; b < head_dim; b += 32) {
+            Vf scale[V];
+            for (int v = 0; v < V; ++v) {
+                scale[v] = load_halves(p[v] + 2 * own_lane(v));
+                p[v] += 2 * kKeyGroup;
+            }
+            for (size_t i = 0; i < 32; ++i) {
+                for (int v = 0; v < V; ++v) columns[v] = load_codes(p[v] + i * kKeyGroup + own_lane(v)) * scale[v];
+                add_products(sums, q + b + i, q_stride, columns);
+                fetch_step<F, V>(next + (b + i) * next_step);
+            }
+            for (int v = 0; v < V; ++v) p[v] += 32 * kKeyGroup;
+        }
+    } else {
+        Vf scale[V], minimum[V];
+        for (int v = 0; v < V; ++v) {
+            scale[v] = load_halves(p[v] + 2 * own_lane(v));
+            minimum[v] = load_halves(p[v] + 2 * (kKeyGroup + own_lane(v)));
+            p[v] += 4 * kKeyGroup;
+        }
+        const size_t middle = head_dim / 2;
+        for (size_t i = 0; i < middle; ++i) {
+            for (int v = 0; v < V; ++v)
+                columns[v] = fmadd(low_nibbles(load_bytes(p[v] + i * kKeyGroup + own_lane(v))), scale[v], minimum[v]);
+            add_products(sums, q + i, q_stride, columns);
+            fetch_step<F, V>(next + i * next_step);
+        }
+        next += middle * next_step;
+        for (size_t i = 0; i < middle; ++i) {
+            for (int v = 0; v < V; ++v)
+                columns[v] = fmadd(high_nibbles(load_bytes(p[v] + i * kKeyGroup + own_lane(v))), scale[v], minimum[v]);
+            add_products(sums, q + middle + i, q_stride, columns);
+            fetch_step<F, V>(next + i * next_step);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store_floats(scores + r * kAttendTile + v * kLanes, sums[r][v]);
+}
+
+template <KvFormat F, int R>
+inline void score_tile(const float* q, size_t q_stride, const uint8_t* keys, const uint8_t* next, size_t row_bytes, size_t count,
+                       size_t head_dim, float* scores) {
+    const size_t group_bytes = kKeyGroup * row_bytes;
+    size_t i = 0;
+    for (; i + kColumns * kLanes <= count; i += kColumns * kLanes)
+        score_block<F, R, kColumns>(q, q_stride, keys + i / kKeyGroup * group_bytes, group_bytes, i % kKeyGroup, head_dim,
+                                    scores + i, next + i * row_bytes, kColumns * kLanes * row_bytes / head_dim);
+    for (; i < count; i += kLanes)
+        score_block<F, R, 1>(q, q_stride, keys + i / kKeyGroup * group_bytes, group_bytes, i % kKeyGroup, head_dim, scores + i,
+                             next + i * row_bytes, kLanes * row_bytes / head_dim);
+}
+
+// sums[R][j ... j + V * kLanes] += weights[R][count] times those columns of the values.
+template <KvFormat F, int R, int V>
+inline void value_block(const float* weights, const uint8_t* row, size_t row_bytes, size_t count, size_t head_dim, size_t j,
+                        float* out, size_t out_stride, const uint8_t* next) {
+    Vf sums[R][V];
+    Vf columns[V];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sums[r][v] = load_floats(out + r * out_stride + j + v * kLanes);
+    for (size_t i = 0; i < count; ++i, row += row_bytes) {
+        if constexpr (F == KvFormat::F16) {
+            for (int v = 0; v < V; ++v) columns[v] = load_halves(row + 2 * (j + v * kLanes));
+        } else if constexpr (F == KvFormat::Q8_0) {
+            for (int v = 0; v < V; ++v) {
+                const size_t at = j + v * kLanes;
+                const uint8_t* block = row + at / 32 * 34;
+                columns[v] = load_codes(block + 2 + at % 32) * broadcast(half(block));
+            }
+        } else {
+            const Vf scale = broadcast(half(row)), minimum = broadcast(half(row + 2));
+            const size_t middle = head_dim / 2;
+            for (int v = 0; v < V; ++v) {
+                const size_t at = j + v * kLanes;
+                columns[v] = fmadd(at < middle ? low_nibbles(load_bytes(row + 4 + at)) : high_nibbles(load_bytes(row + 4 + at - middle)),
+                                   scale, minimum);
+            }
+        }
+        add_products(sums, weights + i, kAttendTile, columns);
+        fetch_step<F, V>(next + i * row_bytes);
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store_floats(out + r * out_stride + j + v * kLanes, sums[r][v]);
+}
+
+template <KvFormat F, int R>
+inline void value_tile(const float* weights, const uint8_t* values, const uint8_t* next, size_t row_bytes, size_t count,
+                       size_t head_dim, float* out, size_t out_stride) {
+    size_t j = 0;
+    for (; j + kColumns * kLanes <= head_dim; j += kColumns * kLanes)
+        value_block<F, R, kColumns>(weights, values, row_bytes, count, head_dim, j, out, out_stride, next + j * row_bytes / head_dim);
+    for (; j < head_dim; j += kLanes)
+        value_block<F, R, 1>(weights, values, row_bytes, count, head_dim, j, out, out_stride, next + j * row_bytes / head_dim);
+}
+
+// Calls with<KvFormat, rows> for all rows, in blocks that registers hold.
+template <class Call>
+inline void direct_rows(KvFormat format, size_t n_rows, const Call& call) {
+    const auto with = [&](auto form, size_t first, size_t rows) {
+        switch (rows) {
+            case 1: return call(form, std::integral_constant<int, 1>{}, first);
+            case 2: return call(form, std::integral_constant<int, 2>{}, first);
+            case 3: return call(form, std::integral_constant<int, 3>{}, first);
+            default: return call(form, std::integral_constant<int, kDirectBlock>{}, first);
+        }
+    };
+    const size_t n_blocks = (n_rows + kDirectBlock - 1) / kDirectBlock;
+    for (size_t b = 0; b < n_blocks; ++b) {
+        const size_t first = n_rows * b / n_blocks, rows = n_rows * (b + 1) / n_blocks - first;
+        switch (format) {
+            case KvFormat::F16: with(std::integral_constant<KvFormat, KvFormat::F16>{}, first, rows); break;
+            case KvFormat::Q8_0: with(std::integral_constant<KvFormat, KvFormat::Q8_0>{}, first, rows); break;
+            default: with(std::integral_constant<KvFormat, KvFormat::KV4>{}, first, rows); break;
+        }
+    }
+}
+
 inline float lane_max(Vf v) {
-    float lanes[kLanes];
-    store_floats(lanes, v);
-    for (size_t step = kLanes / 2; step > 0; step /= 2)
-        for (size_t i = 0; i < step; ++i) lanes[i] = lanes[i + step] > lanes[i] ? lanes[i + step] : lanes[i];
-    return lanes[0];
+    for (int step = static_cast<int>(kLanes) / 2; step > 0; step /= 2) {
+        Vi other{};
+        for (int i = 0; i < static_cast<int>(kLanes); ++i) other[i] = i ^ step;
+        const Vf moved = __builtin_shuffle(v, other);
+        v = moved > v ? moved : v;
+    }
+    return v[0];
 }
 
 // exp of what is not positive, to about 2 ulp; of 0 it is 1, and a NaN stays one.
@@ -397,6 +577,11 @@ template <bool Careful>
 void attend_split(const AttendArgs& a, size_t begin, size_t end, float* sums, float* largest) {
     const size_t padded = round_up(a.head_dim, 16), sum_stride = attend_sum_stride(a.head_dim);
     const size_t n_rows = a.n_tokens * a.n_heads, row_bytes = kv_row_bytes(a.format, a.head_dim);
+    const uint8_t* stored_keys = a.keys + begin / kAttendSplit * a.split_bytes;  // of the split
+    const uint8_t* stored_values = a.values + begin / kAttendSplit * a.split_bytes;
+    const bool at_end = end == a.end && a.next_keys;
+    const uint8_t* after_keys = at_end ? a.next_keys : stored_keys + a.split_bytes;
+    const uint8_t* after_values = at_end ? a.next_values : stored_values + a.split_bytes;
     float* keys = a.scratch;                            // [head_dim, kAttendTile]
     float* values = keys + a.head_dim * kAttendTile;    // [kAttendTile, padded]
     float* scores = values + kAttendTile * padded;      // [rows, kAttendTile]
@@ -416,29 +601,49 @@ void attend_split(const AttendArgs& a, size_t begin, size_t end, float* sums, fl
             last = until > last ? until : last;
         }
         const size_t count = round_up((last < full ? last : full) - first, kKeyGroup);
-        // The next tile is asked for while this one is widened: the machine foresees no stream that changes after each tile.
-        for (size_t i = 0; i < count; i += kKeyGroup) {
-            const uint8_t* group = a.keys + (first + i) * row_bytes;
-            prefetch(group + kAttendTile * row_bytes, kKeyGroup * row_bytes);
-            prefetch(a.values + (first + i + kAttendTile) * row_bytes, kKeyGroup * row_bytes);
-            widen_keys(a.format, group, a.head_dim, keys + i);
-        }
+        const uint8_t* tile_keys = stored_keys + (first - begin) * row_bytes;
+        const uint8_t* tile_values = stored_values + (first - begin) * row_bytes;
+        const bool last_tile = full == end;
+        const uint8_t* next_keys = last_tile ? after_keys : tile_keys + kAttendTile * row_bytes;
+        const uint8_t* next_values = last_tile ? after_values : tile_values + kAttendTile * row_bytes;
         const size_t row = from * a.n_heads, rows = (to - from) * a.n_heads;
-        multiply(rows, count, a.q + row * padded, padded, keys, kAttendTile, a.head_dim, scores, kAttendTile, false);
-        for (size_t r = 0; r < rows; ++r)
-            weigh_scores(a, a.spans[(row + r) / a.n_heads], first, count, scores + r * kAttendTile,
-                         sums + (row + r) * sum_stride, sum_stride, largest[row + r]);
+        const float* q = a.q + row * padded;
+        float* out = sums + row * sum_stride;
+        const auto weigh = [&] {
+            for (size_t r = 0; r < rows; ++r)
+                weigh_scores(a, a.spans[(row + r) / a.n_heads], first, count, scores + r * kAttendTile, out + r * sum_stride,
+                             sum_stride, largest[row + r]);
+        };
+        if (!Careful && reads_directly(a.format, a.head_dim, rows)) {
+            direct_rows(a.format, rows, [&](auto form, auto block, size_t r) {
+                score_tile<form(), block()>(q + r * padded, padded, tile_keys, next_keys, row_bytes, count, a.head_dim,
+                                            scores + r * kAttendTile);
+            });
+            weigh();
+            direct_rows(a.format, rows, [&](auto form, auto block, size_t r) {
+                value_tile<form(), block()>(scores + r * kAttendTile, tile_values, next_values, row_bytes, count, a.head_dim,
+                                            out + r * sum_stride, sum_stride);
+            });
+            continue;
+        }
+        for (size_t i = 0; i < count; i += kKeyGroup) {
+            prefetch(next_keys + i * row_bytes, kKeyGroup * row_bytes);
+            prefetch(next_values + i * row_bytes, kKeyGroup * row_bytes);
+            widen_keys(a.format, tile_keys + i * row_bytes, a.head_dim, keys + i);
+        }
+        multiply(rows, count, q, padded, keys, kAttendTile, a.head_dim, scores, kAttendTile, false);
+        weigh();
         for (size_t i = 0; i < count; ++i)
-            widen_value(a.format, a.values + (first + i) * row_bytes, a.head_dim, padded, values + i * padded);
+            widen_value(a.format, tile_values + i * row_bytes, a.head_dim, padded, values + i * padded);
         if (!Careful) {
-            multiply(rows, padded, scores, kAttendTile, values, padded, count, sums + row * sum_stride, sum_stride, true);
+            multiply(rows, padded, scores, kAttendTile, values, padded, count, out, sum_stride, true);
             continue;
         }
         for (size_t r = 0; r < rows; ++r)
             for (size_t i = 0; i < count; ++i)
                 if (sees(a.spans[(row + r) / a.n_heads], first + i))
                     multiply(1, padded, scores + r * kAttendTile + i, kAttendTile, values + i * padded, padded, 1,
-                             sums + (row + r) * sum_stride, sum_stride, true);
+                             out + r * sum_stride, sum_stride, true);
     }
     // A NaN or an infinity of a cell that a query does not see is none of its business, not even times 0.
     if (!Careful && !all_finite(sums, n_rows * sum_stride)) attend_split<true>(a, begin, end, sums, largest);

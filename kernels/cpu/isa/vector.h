@@ -30,6 +30,11 @@ inline Vi splat_word(const void* p) {
     std::memcpy(&word, p, 4);
     return splat_int(word);
 }
+inline Vi lanes() {  // 0, 1, 2, ...
+    Vi v{};
+    for (size_t i = 0; i < kLanes; ++i) v[i] = static_cast<int32_t>(i);
+    return v;
+}
 inline Vf splat_at(const float* p) { return splat(*p); }
 
 }  // namespace
