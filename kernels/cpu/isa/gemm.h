@@ -94,11 +94,12 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
     for (size_t b = 0; b < n_steps; ++b, ++w, ++a) {
         // Sums stay in memory: in registers they would push out the integers, which are touched far more often.
         asm volatile("" ::: "memory");
-        Vi c[V][T], sum[V][T];
+        Dots<Fold::kWide> c[V][T];
+        Vi sum[V][T];
         unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
             constexpr int I = decltype(t)::value;
             const Vi start = dot_start<Fold::kWide, Fold::kShift>(kHalves ? a->neg16[0] + I : a->neg32 + I);
-            unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA { c[decltype(v)::value][I] = start; });
+            unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA { c[decltype(v)::value][I].begin(start); });
         });
         unrolled<8>([&](auto j) HETRUN_INLINE_LAMBDA {
             constexpr int J = decltype(j)::value;
@@ -108,8 +109,8 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
                     const Vi start = dot_start<Fold::kWide, Fold::kShift>(a->neg16[1] + I);
                     unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
                         constexpr int K = decltype(v)::value;
-                        sum[K][I] = c[K][I] * load_ints(w->scale16[0] + K * kLanes);
-                        c[K][I] = start;
+                        sum[K][I] = c[K][I].total() * load_ints(w->scale16[0] + K * kLanes);
+                        c[K][I].begin(start);
                     });
                 });
             }
@@ -122,7 +123,7 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
                 const Vi activations = splat_word(a->codes[J][I]);
                 unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
                     constexpr int K = decltype(v)::value;
-                    c[K][I] = dot<Fold::kWide>(c[K][I], codes[K], activations);
+                    c[K][I].add(codes[K], activations);
                 });
             });
         });
@@ -132,7 +133,7 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
             unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
                 constexpr int I = decltype(t)::value;
                 float* own = out + I * kPanelRows + K * kLanes;
-                Vi integer = c[K][I];
+                Vi integer = c[K][I].total();
                 if constexpr (kHalves) integer = sum[K][I] + integer * load_ints(w->scale16[1] + K * kLanes);
                 Vf acc = fmadd(to_floats(integer), scale * splat_at(a->scale + I), load_floats(own));
                 if constexpr (C::kMin == 32)
