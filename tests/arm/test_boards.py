@@ -24,7 +24,7 @@ MODELS = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 N_TOKENS = 16
 
 # The kernel tests of the host, run on the board. A core that has more than the one before it runs what that adds.
-KERNEL_TESTS = ("test_cpu_kernels.py", "test_cpu_packing.py", "test_cpu_attention.py")
+KERNEL_TESTS = ("test_cpu_kernels.py", "test_cpu_attention.py")
 ADDED = {("aarch64", "cortex-a76"): "dotprod", ("aarch64", "max"): "i8mm"}
 
 
