@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,12 +36,16 @@ if TYPE_CHECKING:
 
     from hetrun.config import SystemConfig
     from hetrun.model.shape import Shape
+    from hetrun.run.stand_in import StandInDevice
 
 # Rows of logits that one step gives: enough for `logits` and perplexity to run in chunks, little enough that a discrete
 # device can hold them (64 rows of a 128k vocabulary are 33 MB).
 _MAX_OUTPUTS = 64
 
 _DEFAULT_MAX_TOKENS = 256
+
+# What runs in place of a device that is only modelled, the first that is here.
+_ACTORS = ("cpu:0", "reference:0")
 
 
 def load(
@@ -117,10 +122,13 @@ def choose_devices(
     threads: int | None = None,
     settings: Mapping[str, Mapping[str, object]] | None = None,
     to_run: bool = True,
+    calibrated: bool = True,
 ) -> list[FoundDevice]:
     """The devices named, or those of the system, or all that are here as hardware.
 
-    to_run: False for devices that are only planned for, which may be absent or modelled.
+    to_run: False for devices that are only planned for, which may be absent. To run, what is only modelled gets a
+    stand-in (`hetrun.run.stand_in`).
+    calibrated: False for what the drivers say alone, without what "hetrun calibrate" has measured.
     DeviceError where one is unknown, or unavailable and to be run.
     """
     wanted = list(wanted or ([d.id for d in system.devices] if system else []))
@@ -133,19 +141,37 @@ def choose_devices(
         here = [d for d in found if d.info.backing == "hardware" and d.info.unavailable is None]
         if not here:
             raise DeviceError("no device is available here", remedy='"hetrun devices" says what is missing')
-        return here
+        return [d.with_stored_calibration() for d in here] if calibrated else here
     known = {d.info.id for d in found} | {d.info.id.partition(":")[0] for d in found}
     if not known.issuperset(wanted):
         found = registry.devices(tables, {**common, "modelled": True})
     chosen = {d.info.id: d for d in (select_device(found, w) for w in wanted)}
-    for device in chosen.values():
-        if to_run and device.info.unavailable:
-            raise DeviceError(
-                f"{device.info.id}: {device.info.unavailable.reason}", remedy=device.info.unavailable.remedy
-            )
-    if system:
-        return [replace(d, info=system.refine(d.info)) for d in chosen.values()]
-    return list(chosen.values())
+    if calibrated:
+        chosen = {i: d.with_stored_calibration() for i, d in chosen.items()}
+    if to_run:
+        chosen = _runnable(chosen, found)
+    result = [replace(d, info=system.refine(d.info)) if system else d for d in chosen.values()]
+    if any("idle_watts" in d.info.model for d in result):
+        from hetrun.config import with_idle_power
+
+        return [replace(d, info=i) for d, i in zip(result, with_idle_power([d.info for d in result]), strict=True)]
+    return result
+
+
+def _runnable(chosen: Mapping[str, FoundDevice], found: Sequence[FoundDevice]) -> dict[str, FoundDevice]:
+    """The devices, with a stand-in for each that is only modelled. DeviceError where one cannot run here."""
+    here = {d.info.id: d for d in found if d.info.backing == "hardware" and d.info.unavailable is None}
+    modelled = [device_id for device_id, device in chosen.items() if device.info.backing == "modelled"]
+    acting = next((here[i] for i in _ACTORS if i in here), None)
+    if modelled and acting:
+        from hetrun.run.stand_in import Actor, stand_in
+
+        actor = Actor(acting)
+        chosen = {i: stand_in(d, actor) if i in modelled else d for i, d in chosen.items()}
+    for device_id, device in chosen.items():
+        if device.info.unavailable:
+            raise DeviceError(f"{device_id}: {device.info.unavailable.reason}", remedy=device.info.unavailable.remedy)
+    return dict(chosen)
 
 
 class Model:
@@ -191,6 +217,15 @@ class Model:
     def trace(self) -> Trace:
         """Steps recorded so far; set `trace.enabled` to record."""
         return self.session.trace
+
+    @property
+    def stand_ins(self) -> list[StandInDevice]:
+        """The devices that are only modelled, with what they would have taken so far (`StandInDevice.time`)."""
+        if "hetrun.run.stand_in" not in sys.modules:  # it is imported where there is one
+            return []
+        from hetrun.run.stand_in import StandInDevice
+
+        return [d for d in self.session.runtime.devices.values() if isinstance(d, StandInDevice)]
 
     @property
     def n_ctx(self) -> int:

@@ -101,6 +101,8 @@ class DeviceInfo:
     """A device that a driver found, or knows how to model.
 
     id: "pynq-z1:0".   spaces: values live in the first.   launch: cost of one run of a segment.
+    description: for the user. It names what changes the device's speed (threads, instruction set, clock): what
+    "hetrun calibrate" has measured is found again by it.
     model: numbers that `estimate` uses (profile, probe or calibration).
     """
 

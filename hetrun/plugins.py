@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from hetrun import hookspecs
 from hetrun.device import API_VERSION, DeviceInfo, Driver
 from hetrun.errors import ConfigError, DeviceError
+from hetrun.resources import data_dir
+
+if TYPE_CHECKING:
+    from hetrun.calibration.table import Calibration
 
 GROUP = "hetrun"
 
@@ -49,11 +53,27 @@ class BrokenPlugin(Plugin):
 
 @dataclass(frozen=True)
 class FoundDevice:
-    """A device and the driver that found it."""
+    """A device and the driver that found it.   calibration: what was measured of it, put in place of its estimates."""
 
     driver: Driver
     info: DeviceInfo
     plugin: str
+    calibration: Calibration | None = None
+
+    def calibrated(self, calibration: Calibration | None) -> FoundDevice:
+        """The device as `calibration` has it; as its driver has it where that is None."""
+        info = calibration.refine(self.info) if calibration else self.info
+        return replace(self, info=info, calibration=calibration)
+
+    def with_stored_calibration(self) -> FoundDevice:
+        """The device with what "hetrun calibrate" has stored of it, if anything. A file that cannot be used is warned
+        about and left out.
+        """
+        if self.info.backing != "hardware" or not (data_dir() / "calibration").is_dir():
+            return self
+        from hetrun.calibration.store import find
+
+        return self.calibrated(find(self.driver, self.info))
 
 
 def _broken(plugin: Plugin, error: BaseException) -> BrokenPlugin:

@@ -74,7 +74,12 @@ class TomlTable:
 
     @classmethod
     def read(cls, path: Path) -> TomlTable:
-        return cls(path, "", read_toml(path))
+        values = read_toml(path)
+        if not values:
+            raise ConfigError(
+                f"{path}: the file is empty", remedy=f"those in {resource_path('hetrun/configs')} are examples"
+            )
+        return cls(path, "", values)
 
     def fail(self, key: str | None, problem: str, remedy: str) -> None:
         """Raises ConfigError at `key`, or at the table."""

@@ -44,12 +44,13 @@ def arguments(*args: str | bytes | Path) -> list[str | bytes | Path]:
 
 
 def environment(folder: Path, plugins: Sequence[Path] = (), **variables: str) -> dict[str, str]:
-    """The environment of a user whose cache and configuration are empty.   plugins: folders of `make_plugin`."""
+    """The environment of a user whose cache, data and configuration are empty.   plugins: folders of `make_plugin`."""
     kept = {k: v for k, v in os.environ.items() if k not in ("HETRUN_MODELS", "COLUMNS", "PYTHONWARNINGS")}
     paths = [*map(str, plugins), *filter(None, [kept.get("PYTHONPATH")])]
     return {
         **kept,
         "HETRUN_CACHE": str(folder / "cache"),
+        "HETRUN_DATA": str(folder / "data"),
         "XDG_CONFIG_HOME": str(folder / "config"),
         "PYTHONPATH": os.pathsep.join(paths),
         **variables,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +11,14 @@ from hetrun.errors import DownloadError
 from hetrun.model.catalog import Catalog
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the user of this machine has measured must not decide what tests see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HETRUN_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="session")

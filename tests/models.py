@@ -49,7 +49,7 @@ def tiny_llama(
     writer.add_name(f"tiny {architecture} {quant}")
     _add_tokenizer(writer, tokens, merges, chat_template)
     if not vocab_only:
-        wide = TENSOR_TYPES[quant].block_size == 256
+        wide = TENSOR_TYPES[quant].block_size > 32
         sizes = {
             "context_length": n_ctx,
             "embedding_length": 256 if wide else 64,
@@ -135,7 +135,7 @@ def _weights(sizes: Mapping[str, Any], n_layers: int, quant: str, n_vocab: int, 
 
 def _add_tensor(writer: gguf.GGUFWriter, weight: Weight, seed: int, tokens: list[str]) -> None:
     kind = gguf.GGMLQuantizationType[weight.type.name]
-    if weight.type.block_size == 256:
+    if weight.type.block_size == 256 or weight.type.name == "NVFP4":
         seeded = Weight(f"{seed}:{weight.name}", weight.type, weight.shape)
         blocks = np.frombuffer(random_blocks(seeded), np.uint8).reshape(weight.shape[0], -1)
         writer.add_tensor(weight.name, blocks, raw_dtype=kind)

@@ -58,7 +58,8 @@ def command(
     n_ctx = n_ctx or max(prompt_tokens, gen_tokens + 1)
     tests = [(bench_prefill, prompt_tokens), (bench_decode, gen_tokens)]
     records = []
-    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)) as loaded:
+    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
+    with load_model(model, choice, stand_ins=False) as loaded:
         for bench, n in tests:
             if n:
                 print(f"running {bench.__name__.removeprefix('bench_')} of {n} tokens", file=sys.stderr)

@@ -40,6 +40,37 @@ def segments(model: Model) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def modelled(model: Model, generation: Generation) -> dict[str, Any] | None:
+    """What devices that are only modelled would have taken, or None where there is none.
+
+    Of a model that made one generation: times are summed from its loading on.
+    """
+    devices = model.stand_ins
+    if not devices:
+        return None
+    decode_s = sum(d.time.decode_s for d in devices)
+    n_steps = len(generation.tokens) - 1
+    return {
+        "devices": [d.info.id for d in devices],
+        "stand_in": devices[0].acting_id,
+        "prefill_s": sum(d.time.prefill_s for d in devices),
+        "decode_s": decode_s,
+        "decode_tps": n_steps / decode_s if n_steps > 0 and decode_s else None,
+        "host_s": sum(d.time.host_s for d in devices),
+        "basis": sorted({d.time.basis for d in devices if d.time.basis}),
+    }
+
+
+def print_modelled(times: dict[str, Any]) -> None:
+    """The line on stderr that tells modelled times from those of the host."""
+    rate = f" ({times['decode_tps']:.4g} tokens/s)" if times["decode_tps"] else ""
+    print(
+        f"[those are times of {times['stand_in']}, which stood in; predicted for {', '.join(times['devices'])}:"
+        f" prefill {times['prefill_s']:.3g} s, decode {times['decode_s']:.3g} s{rate}; {'; '.join(times['basis'])}]",
+        file=sys.stderr,
+    )
+
+
 def print_line(generation: Generation, load_s: float | None = None) -> None:
     """The figures in a line on stderr."""
     n_run = len(generation.prompt) - generation.reused_tokens

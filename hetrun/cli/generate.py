@@ -54,7 +54,7 @@ def command(
 
     Ctrl-C ends with what was generated so far, exit code 130.
     """
-    from hetrun.cli.figures import figures, print_line, segments
+    from hetrun.cli.figures import figures, modelled, print_line, print_modelled, segments
     from hetrun.cli.loading import Choice, load_model
     from hetrun.run.generate import StopFilter
     from hetrun.run.sample import Sampling
@@ -86,9 +86,11 @@ def command(
             if generation.text and not as_json:
                 print(flush=True)  # the error begins a line of its own
             raise
+        times = modelled(loaded, generation)
         if as_json:
             result = {
                 **figures(generation),
+                **({"modelled": times} if times else {}),
                 "load_s": load_s,
                 "first_token_s": first_token_s,
                 "segments": segments(loaded),
@@ -101,4 +103,6 @@ def command(
         else:
             print(flush=True)
             print_line(generation, load_s)
+            if times:
+                print_modelled(times)
         return 130 if generation.finish_reason == "interrupted" else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,15 @@ _SHOWN_ITEMS = 4
 
 @dataclass(frozen=True)
 class Support:
-    """Why a file cannot be tokenized with, or run; None where it can."""
+    """Why a file cannot be tokenized with, or run; None where it can.
+
+    memory: bytes that running it takes, by space: weights as the devices hold them, and the KV cache of `n_ctx` tokens.
+    """
 
     tokenizer: str | None
     model: str | None
+    memory: Mapping[str, int]
+    n_ctx: int
 
 
 @click.command(
@@ -59,18 +65,23 @@ def _support(file: ModelFile) -> Support:
     from hetrun import api
     from hetrun.model.architectures import GraphOptions
     from hetrun.model.tokenizer import Tokenizer
+    from hetrun.ops import Attention
     from hetrun.plan.place import Request, make_plan
     from hetrun.plugins import Registry
 
     reasons: list[str | None] = []
+    memory: Mapping[str, int] = {}
+    n_ctx = 0
 
     def tokenizer() -> None:
         Tokenizer.from_metadata(file.metadata)
 
     def model() -> None:
+        nonlocal memory, n_ctx
         registry = Registry.load()
         graph = api.graph_of(file, GraphOptions(), registry)
-        make_plan(graph, api.choose_devices(registry, None), Request())
+        memory = make_plan(graph, api.choose_devices(registry, None), Request()).memory
+        n_ctx = max((op.kv.n_ctx for op in graph.ops if isinstance(op, Attention)), default=0)
 
     for check in (tokenizer, model):
         try:
@@ -79,7 +90,7 @@ def _support(file: ModelFile) -> Support:
             reasons.append(str(error))
         else:
             reasons.append(None)
-    return Support(*reasons)
+    return Support(reasons[0], reasons[1], memory, n_ctx)
 
 
 def _totals(file: ModelFile) -> dict[str, dict[str, int]]:
@@ -104,6 +115,7 @@ def _record(file: ModelFile, support: Support) -> dict[str, Any]:
         "architecture": file.metadata.get("general.architecture"),
         "supported": support.model is None,
         "unsupported_reason": support.model,
+        "memory": {"n_ctx": support.n_ctx, "bytes": dict(support.memory)} if support.memory else None,
         "tokenizer_supported": support.tokenizer is None,
         "tokenizer_unsupported_reason": support.tokenizer,
         "parameters": n_elements,

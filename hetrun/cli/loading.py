@@ -36,8 +36,17 @@ class Choice:
     attention: Attention = FULL_ATTENTION
 
 
-def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], list[int]] | None = None) -> api.Model:
-    """The model, loaded on the devices chosen. Plugins that failed are named on stderr.   encode: as in `api.load`."""
+def load_model(
+    path_or_name: str,
+    choice: Choice,
+    encode: Callable[[Tokenizer], list[int]] | None = None,
+    *,
+    stand_ins: bool = True,
+) -> api.Model:
+    """The model, loaded on the devices chosen. Plugins that failed are named on stderr.
+
+    encode: as in `api.load`.   stand_ins: False where times are measured, and what is only modelled has none.
+    """
     show_log()
     if choice.plan_file and choice.pins:
         raise UsageError("--pin and --plan exclude each other", remedy="a plan already says where each op runs")
@@ -64,14 +73,29 @@ def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], 
     except DeviceError as error:
         raise _blame(error, registry, devices) from error
     warn_of_broken(registry)
+    if model.stand_ins:
+        names = ", ".join(d.info.id for d in model.stand_ins)
+        if not stand_ins:
+            model.close()
+            raise UsageError(
+                f"{names}: only modelled, there is nothing to measure", remedy="hetrun plan predicts its times"
+            )
+        print(f"note: only modelled: {names}; {model.stand_ins[0].acting_id} stands in and computes", file=sys.stderr)
     return model
 
 
-def planned_devices(choice: Choice, registry: Registry) -> list[FoundDevice]:
-    """The devices to plan for: those named, present or not, or all that are here. DeviceError for an unknown one."""
+def planned_devices(
+    choice: Choice, registry: Registry, *, to_run: bool = False, calibrated: bool = True
+) -> list[FoundDevice]:
+    """The devices to plan for: those named, present or not, or all that are here. DeviceError for an unknown one.
+
+    to_run, calibrated: as `api.choose_devices` has them.
+    """
     system = _system(choice)
     try:
-        return api.choose_devices(registry, choice.devices, system=system, threads=choice.threads, to_run=False)
+        return api.choose_devices(
+            registry, choice.devices, system=system, threads=choice.threads, to_run=to_run, calibrated=calibrated
+        )
     except DeviceError as error:
         raise _blame(error, registry, choice.devices) from error
 

@@ -20,7 +20,7 @@ from hetrun.errors import HetrunError, UsageError
 if TYPE_CHECKING:
     from hetrun.plugins import Registry
 
-VERBS = ("generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan", "bench")
+VERBS = ("generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan", "calibrate", "bench")
 
 # Beside the codes of `hetrun.errors`; docs/cli.md lists all.
 EXIT_NO_MEMORY = 7

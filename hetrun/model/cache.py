@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from hetrun.errors import DownloadError
+from hetrun.resources import xdg_dir
 
 # Looking up a name is on the way to the first token: hashlib and shutil are imported where they are used.
 CHUNK_BYTES = 1 << 20
@@ -24,7 +25,7 @@ def cache_dir() -> Path:
     if named:
         return Path(named).expanduser()
     if sys.platform == "linux":
-        return _xdg("XDG_CACHE_HOME", ".cache") / "hetrun" / "models"
+        return xdg_dir("XDG_CACHE_HOME", ".cache") / "hetrun" / "models"
     from platformdirs import user_cache_path
 
     return user_cache_path("hetrun", appauthor=False) / "models"
@@ -33,16 +34,10 @@ def cache_dir() -> Path:
 def config_dir() -> Path:
     """The user's folder of hetrun's configuration files."""
     if sys.platform == "linux":
-        return _xdg("XDG_CONFIG_HOME", ".config") / "hetrun"
+        return xdg_dir("XDG_CONFIG_HOME", ".config") / "hetrun"
     from platformdirs import user_config_path
 
     return user_config_path("hetrun", appauthor=False)
-
-
-def _xdg(variable: str, default: str) -> Path:
-    # The rule platformdirs follows on Linux, without its 38 ms import on the way to the first token.
-    named = os.environ.get(variable, "")
-    return Path(named) if os.path.isabs(named) else Path.home() / default
 
 
 def sha256_of(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,6 +38,8 @@ class CostTable:
     def ask(cls, graph: Graph, workload: Workload, devices: Sequence[FoundDevice]) -> CostTable:
         """PluginError where a driver's answer is no cost."""
         answers = tuple({d.info.id: _estimate(d, op, workload) for d in devices} for op in graph.ops)
+        if any(d.calibration for d in devices):
+            answers = tuple(_calibrated(graph, workload, devices, answers))
         return cls(graph, workload, tuple(d.info for d in devices), answers)
 
     def price(self, placement: Sequence[str]) -> PhaseCost:
@@ -109,6 +111,26 @@ def copy_seconds(source: DeviceInfo, target: DeviceInfo | None, nbytes: int) -> 
     download = source.spaces[0].download
     upload = target.spaces[0].upload if target else None
     return sum(link.seconds(nbytes) for link in (download, upload) if link)
+
+
+def _calibrated(
+    graph: Graph,
+    workload: Workload,
+    devices: Sequence[FoundDevice],
+    answers: Sequence[Mapping[str, Cost | Unsupported]],
+) -> Iterator[dict[str, Cost | Unsupported]]:
+    """The answers, with the times that measurements give them where a device has been calibrated."""
+    from hetrun.calibration.terms import footprint_bytes, with_again
+
+    footprint = footprint_bytes(graph.ops)
+    measured = {d.info.id: d.calibration for d in devices if d.calibration}
+    for (op, again), by_device in zip(with_again(graph.ops), answers, strict=True):
+        yield {
+            device: measured[device].cost(answer, op, workload, footprint, again)
+            if isinstance(answer, Cost) and device in measured
+            else answer
+            for device, answer in by_device.items()
+        }
 
 
 def _estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsupported:

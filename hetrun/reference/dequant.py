@@ -47,13 +47,22 @@ def _values(raw: U8Array, tensor_type: TensorType) -> Any:
     if tensor_type.name in MEANINGS:
         layout, meaning = MEANINGS[tensor_type.name]
         return meaning(raw.reshape(-1).view(layout))
-    import gguf
-    import gguf.quants
+    try:
+        import gguf
+        import gguf.quants
+    except ImportError as error:
+        raise DeviceError(
+            f"the reference reads tensor type {tensor_type.name} by the gguf package; it is not installed",
+            remedy='pip install "gguf>=0.17"',
+        ) from error
 
     try:
         return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(tensor_type.id))
     except (NotImplementedError, ValueError) as error:
-        raise DeviceError(f"the reference has no meaning for tensor type {tensor_type.name}") from error
+        raise DeviceError(
+            f"the installed gguf package gives tensor type {tensor_type.name} no meaning",
+            remedy="pip install --upgrade gguf",
+        ) from error
 
 
 def _check_length(data: memoryview, weight: Weight) -> None:

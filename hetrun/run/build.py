@@ -15,6 +15,7 @@ from hetrun.plan.cost import HOST, values_domain
 from hetrun.plan.plan import PHASES, Phase, Plan
 from hetrun.plan.segment import cut
 from hetrun.plugins import FoundDevice, select_device
+from hetrun.run.layout import Place, Run, lives, share, waits
 
 T = TypeVar("T")
 
@@ -112,7 +113,9 @@ class _Builder:
             phase: {a.op: a.device for a in plan.assignments(phase)} for phase in PHASES
         }
         self.users = self.devices_of_values()
-        self.buffers: dict[tuple[str, str], Buffer] = {}
+        self.runs: dict[Phase, list[Run]] = {phase: self.cut(phase) for phase in PHASES}
+        self.layout = self.shared_buffers()
+        self.buffers: dict[int, Buffer] = {}
         self.states: dict[str, State] = {}
         self.executables: dict[tuple[str, Segment], Executable] = {}
 
@@ -155,26 +158,38 @@ class _Builder:
         self.resources.callback(device.close)
         return device
 
-    def steps(self, phase: Phase) -> tuple[Step, ...]:
+    def cut(self, phase: Phase) -> list[Run]:
         placement = [a.device for a in self.plan.assignments(phase)]
-        segments = cut(self.graph, placement, self.max_tokens, self.max_outputs)
-        made_on = {op.name: device for device, segment in segments for op in segment.ops}
+        return cut(self.graph, placement, self.max_tokens, self.max_outputs)
+
+    def shared_buffers(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(number, bytes) of the buffer of each value in each memory."""
+        needed: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+        for phase, runs in self.runs.items():
+            for key, life in lives(runs, self.domain, self.graph.output.name).items():
+                needed.setdefault(key, {})[phase] = life
+        sizes = {
+            v.name: segment.value_bytes(v)
+            for runs in self.runs.values()
+            for _, segment in runs
+            for v in (*segment.inputs, *segment.outputs)
+        }
+        return share([Place(key, sizes[key[0]], by_phase) for key, by_phase in needed.items()])
+
+    def steps(self, phase: Phase) -> tuple[Step, ...]:
+        runs = self.runs[phase]
+        made_on = {op.name: device for device, segment in runs for op in segment.ops}
         here: set[tuple[str, str]] = set()  # (value, domain) that hold the value of this step
-        finished: set[str] = set()  # devices with no run in flight
         steps = []
-        for device, segment in segments:
-            copies, waits = [], []
+        for (device, segment), awaited in zip(runs, waits(runs), strict=True):
+            copies = []
             for value in segment.inputs:
                 source = made_on[value.name]
-                if source != device and source not in finished:
-                    finished.add(source)
-                    waits.append(source)
                 domain = self.domain(value, device)
                 if domain != self.domain(value, source) and (value.name, domain) not in here:
                     here.add((value.name, domain))
                     copies.append(Copy(value, self.buffer(value, source), self.buffer(value, device)))
-            steps.append(Step(device, segment, self.executable(device, segment), tuple(waits), tuple(copies)))
-            finished.discard(device)
+            steps.append(Step(device, segment, self.executable(device, segment), awaited, tuple(copies)))
         return tuple(steps)
 
     def executable(self, device_id: str, segment: Segment) -> Executable:
@@ -212,14 +227,13 @@ class _Builder:
 
     def buffer(self, value: Value, device_id: str) -> Buffer:
         domain = self.domain(value, device_id)
-        key = (value.name, domain)
-        if key not in self.buffers:
+        number, nbytes = self.layout[value.name, domain]
+        if number not in self.buffers:
             owner = device_id if domain == HOST else domain
-            rows = self.max_tokens if value.rows == "tokens" else self.max_outputs
-            buffer = self.guard(owner, lambda: self.devices[owner].alloc(4 * value.width * rows))
+            buffer = self.guard(owner, lambda: self.devices[owner].alloc(nbytes))
             self.resources.callback(buffer.close)
-            self.buffers[key] = buffer
-        return self.buffers[key]
+            self.buffers[number] = buffer
+        return self.buffers[number]
 
     def state(self, kv: KvSpec, device_id: str) -> State:
         if kv.name not in self.states:

@@ -7,7 +7,7 @@ import random
 import struct
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +16,7 @@ from hetrun.device import Batch, Bindings, Segment, Unsupported, Workload
 from hetrun.errors import HetrunError
 from hetrun.ops import Add, MatMul, Op, RmsNorm, Value
 from hetrun.plugins import FoundDevice
+from hetrun.run.random_blocks import SCALES
 from hetrun.tensor import TENSOR_TYPES, Weight
 
 Rows = list[list[float]]
@@ -157,19 +158,6 @@ def _single(value: float) -> float:
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
-# Byte offset of each float16 scale in a block, and a scale that keeps the products of random codes near 1.
-_SCALES: Mapping[str, Sequence[tuple[int, float]]] = {
-    "Q8_0": ((0, 1e-3),),
-    "Q4_0": ((0, 1e-2),),
-    "Q4_1": ((0, 1e-2), (2, -7e-2)),
-    "Q2_K": ((80, 4e-3), (82, 6e-3)),
-    "Q3_K": ((108, 1e-3),),
-    "Q4_K": ((0, 2.8e-4), (2, 2.1e-3)),
-    "Q5_K": ((0, 1.4e-4), (2, 2.1e-3)),
-    "Q6_K": ((208, 3e-5),),
-}
-
-
 def _blocks(weight: Weight) -> bytes:
     """Raw blocks of a random tensor, the same each time."""
     rng = random.Random(2)
@@ -179,7 +167,7 @@ def _blocks(weight: Weight) -> bytes:
         return struct.pack(f"<{weight.n_elements}{code}", *(rng.gauss(mean, spread) for _ in range(weight.n_elements)))
     data = bytearray(rng.randbytes(weight.nbytes))
     for start in range(0, len(data), weight.type.block_bytes):
-        for offset, scale in _SCALES[weight.type.name]:
+        for offset, scale in SCALES[weight.type.name]:
             struct.pack_into("<e", data, start + offset, scale * rng.uniform(0.5, 1.5))
     return bytes(data)
 

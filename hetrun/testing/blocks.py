@@ -24,8 +24,31 @@ _SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q6_K": ((208, 3e-5),),
     "IQ4_NL": ((0, 6e-4),),
     "IQ4_XS": ((0, 3e-5),),
+    "IQ1_S": ((0, 3e-3),),
     "IQ2_XXS": ((0, 3e-4),),
+    "IQ2_XS": ((0, 3e-4),),
+    "IQ2_S": ((0, 3e-4),),
     "IQ3_XXS": ((0, 3e-4),),
+    "IQ3_S": ((0, 1e-4),),
+}
+
+
+def _nibble_scales(blocks: NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """IQ1_M: each of the last four uint16 begins with four bits of the float16 scale."""
+    words = blocks[:, 48:].view("<u2")
+    scales = (3e-3 * rng.uniform(0.5, 1.5, len(blocks))).astype("<f2").view("<u2")
+    for i in range(4):
+        words[:, i] = words[:, i] & 0x0FFF | (scales >> (4 * i) & 0xF) << 12
+
+
+def _small_float_scales(blocks: NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """NVFP4: a scale with 4 bits of exponent and 3 of mantissa for each 16 elements."""
+    blocks[:, :4] = rng.integers(0x04, 0x10, (len(blocks), 4))
+
+
+_OWN_SCALES: dict[str, Callable[[NDArray[np.uint8], np.random.Generator], None]] = {
+    "IQ1_M": _nibble_scales,
+    "NVFP4": _small_float_scales,
 }
 
 _FLOATS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.generic]]] = {
@@ -37,7 +60,7 @@ _FLOATS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.generic]]] = {
 def random_blocks(weight: Weight) -> memoryview:
     """Raw blocks of a random tensor: read-only uint8, the same for the same weight."""
     rng = np.random.default_rng(zlib.crc32(repr((weight.name, weight.type.name, weight.shape)).encode()))
-    if weight.type.name in _SCALES:
+    if weight.type.name in _SCALES or weight.type.name in _OWN_SCALES:
         raw = _random_codes(weight, rng)
     else:
         values = rng.normal(0.0, _SPREAD, weight.shape).astype(np.float32)
@@ -65,7 +88,9 @@ def values_of(weight: Weight, blocks: memoryview) -> NDArray[np.float64]:
 def _random_codes(weight: Weight, rng: np.random.Generator) -> bytes:
     n_blocks = weight.n_elements // weight.type.block_size
     blocks = rng.integers(0, 256, (n_blocks, weight.type.block_bytes), dtype=np.uint8)
-    for offset, scale in _SCALES[weight.type.name]:
+    if weight.type.name in _OWN_SCALES:
+        _OWN_SCALES[weight.type.name](blocks, rng)
+    for offset, scale in _SCALES.get(weight.type.name, ()):
         scales = (scale * rng.uniform(0.5, 1.5, n_blocks)).astype("<f2")
         if n_blocks > 3:
             scales[1] = 0.0  # a block of zeros, as padding and pruned rows have

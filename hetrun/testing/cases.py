@@ -34,7 +34,10 @@ from hetrun.tensor import TENSOR_TYPES, Weight
 FLOATS = ("F32", "F16", "BF16")
 BLOCKS_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 BLOCKS_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-RARE_TYPES = ("IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ3_XXS", "MXFP4", "TQ1_0", "TQ2_0")
+RARE_TYPES = (
+    *("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+)
 
 # tokens x n_in x n_out: one to many tokens, rows that no vector width divides, columns in whole blocks but no more.
 _SHAPES = {

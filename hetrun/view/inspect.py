@@ -16,13 +16,19 @@ _SHOWN_TEXT = 100
 
 
 class Support(Protocol):
-    """Why a file cannot be tokenized with, or run; None where it can."""
+    """Why a file cannot be tokenized with, or run; None where it can. The memory that running takes, by space."""
 
     @property
     def tokenizer(self) -> str | None: ...
 
     @property
     def model(self) -> str | None: ...
+
+    @property
+    def memory(self) -> Mapping[str, int]: ...
+
+    @property
+    def n_ctx(self) -> int: ...
 
 
 def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[str, int]]) -> None:
@@ -41,6 +47,9 @@ def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[s
     )
     for what, reason in (("runs here", support.model), ("tokenizer", support.tokenizer)):
         out.print(Text(f"{what}: ").append("yes" if reason is None else "no: ").append(plain(reason or "")))
+    if support.memory:
+        taken = ", ".join(f"{space} {size(n)}" for space, n in support.memory.items())
+        out.print(plain(f"memory: {taken} with a context of {support.n_ctx}"))
 
     shown = table("key", "value")
     for key, value in file.metadata.items():

@@ -182,9 +182,12 @@ struct TypeKernels {
 
 struct Kernels {
     const TypeKernels* types[kTypes];  // by GGUF type, null where there are none
-    void (*fill_panel)(const uint8_t* row, const PreparedLayout&, size_t token, uint8_t* panel);
+    // n columns of 8 tokens, normed first if there are weights for it, into their panel; null where no type has a packed form.
+    void (*prepare_panel)(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel);
     void (*prepare_int8)(const float* x, const PreparedLayout&, uint8_t* out);
     void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* out);
+    // Rotates one head. half: pairs (i, i + n_pairs), else (2i, 2i + 1). `out` may be `x`.
+    void (*rope)(const float* x, const float* cosines, const float* sines, size_t head_dim, size_t n_pairs, bool half, float* out);
     void (*gated)(uint32_t function, const float* gate, const float* up, size_t n, float* out);
     void (*add)(const float* a, const float* b, size_t n, float* out);
     void (*scale)(const float* x, float factor, size_t n, float* out);
@@ -196,20 +199,6 @@ struct Kernels {
     void (*attend_finish)(KvFormat, size_t head_dim, float* sums, float* out);
     void (*hadamard)(float* x, size_t n);
 };
-
-// Rotates one head. half: pairs (i, i + n_pairs), else (2i, 2i + 1). `out` may be `x`.
-inline void rope_head(const float* x, const float* cosines, const float* sines, size_t head_dim, size_t n_pairs, bool half,
-                      float* out) {
-    const size_t step = half ? 1 : 2, apart = half ? n_pairs : 1;
-    for (size_t i = 0; i < n_pairs; ++i) {
-        const float a = x[i * step], b = x[i * step + apart];
-        out[i * step] = a * cosines[i] - b * sines[i];
-        out[i * step + apart] = a * sines[i] + b * cosines[i];
-    }
-    if (out != x) {
-        for (size_t i = 2 * n_pairs; i < head_dim; ++i) out[i] = x[i];
-    }
-}
 
 // Kernels of a hetrun_isa, or null where the library has none. Whether the machine can run them: isa_mask().
 const Kernels* kernels_of(int isa);

@@ -26,7 +26,42 @@ struct Layout {
     uint16_t elements, bytes;
     Field fields[4];
     int high_bits = -1;  // the field that holds fifth bits of 32 codes
+    void (*arrange)(const uint8_t* block, uint8_t* out) = nullptr;  // of the codes, whose field begins at 0
 };
+
+// 32 codes, a byte each.
+typedef uint8_t Codes __attribute__((vector_size(32)));
+
+void load_codes(const uint8_t* from, Codes& to) { std::memcpy(&to, from, sizeof to); }
+
+// Three words of each four columns, one behind the other.
+void store_words(const Codes* words, uint8_t* out) {
+    for (size_t j = 0; j < 8; ++j)
+        for (size_t i = 0; i < 3; ++i) std::memcpy(out + 4 * (3 * j + i), reinterpret_cast<const uint8_t*>(words + i) + 4 * j, 4);
+}
+
+void arrange_q3_k(const uint8_t* block, uint8_t* out) {
+    const auto* b = reinterpret_cast<const BlockQ3_K*>(block);
+    Codes high, low[2], code[8];
+    load_codes(b->hmask, high);
+    for (int i = 0; i < 2; ++i) load_codes(b->qs + 32 * i, low[i]);
+    for (int s = 0; s < 8; ++s) code[s] = (low[s / 4] >> 2 * (s % 4) & 3) | (high >> s & 1) << 2;
+    const Codes words[3] = {code[0] | code[1] << 3 | (code[6] & 6) << 5, code[2] | code[3] << 3 | (code[7] & 6) << 5,
+                            code[4] | code[5] << 3 | (code[6] & 1) << 6 | (code[7] & 1) << 7};
+    store_words(words, out);
+}
+
+void arrange_q6_k(const uint8_t* block, uint8_t* out) {
+    const auto* b = reinterpret_cast<const BlockQ6_K*>(block);
+    for (int half = 0; half < 2; ++half) {
+        Codes high, low[2], code[4];
+        load_codes(b->qh + 32 * half, high);
+        for (int i = 0; i < 2; ++i) load_codes(b->ql + 64 * half + 32 * i, low[i]);
+        for (int q = 0; q < 4; ++q) code[q] = (q < 2 ? low[q] & 15 : low[q - 2] >> 4) | (high >> 2 * q & 3) << 4;
+        const Codes words[3] = {code[0] | (code[3] & 3) << 6, code[1] | (code[3] & 12) << 4, code[2] | (code[3] & 48) << 2};
+        store_words(words, out + 96 * half);
+    }
+}
 
 const Layout* layout_of(uint32_t type) {
     static const Layout q4_0{32, 18, {{0, 2, 2, 0}, {2, 16, 4, 0}}};
@@ -34,11 +69,11 @@ const Layout* layout_of(uint32_t type) {
     static const Layout q5_0{32, 22, {{0, 2, 2, 0}, {2, 4, 4, 0}, {6, 16, 4, 0}}, 1};
     static const Layout q5_1{32, 24, {{0, 4, 2, 0}, {4, 4, 4, 0}, {8, 16, 4, 0}}, 1};
     static const Layout q8_0{32, 34, {{0, 2, 2, 0}, {2, 32, 4, 0x80}}};
-    static const Layout q2_k{256, 84, {{80, 4, 2, 0}, {0, 16, 1, 0}, {16, 64, 4, 0}}};
-    static const Layout q3_k{256, 110, {{108, 2, 2, 0}, {96, 12, 1, 0}, {0, 32, 4, 0}, {32, 64, 4, 0}}};
+    static const Layout q2_k{256, 84, {{80, 4, 2, 0}, {0, 16, 2, 0}, {16, 64, 4, 0}}};
+    static const Layout q3_k{256, 110, {{108, 2, 2, 0}, {96, 12, 2, 0}, {0, 96, 4, 0}}, -1, arrange_q3_k};
     static const Layout q4_k{256, 144, {{0, 4, 2, 0}, {4, 12, 1, 0}, {16, 128, 4, 0}}};
     static const Layout q5_k{256, 176, {{0, 4, 2, 0}, {4, 12, 1, 0}, {16, 32, 4, 0}, {48, 128, 4, 0}}};
-    static const Layout q6_k{256, 210, {{208, 2, 2, 0}, {192, 16, 1, 0}, {128, 64, 4, 0}, {0, 128, 4, 0}}};
+    static const Layout q6_k{256, 210, {{208, 2, 2, 0}, {192, 16, 1, 0}, {0, 192, 4, 0}}, -1, arrange_q6_k};
     switch (static_cast<TensorType>(type)) {
         case TensorType::Q4_0: return &q4_0;
         case TensorType::Q4_1: return &q4_1;
@@ -68,12 +103,19 @@ uint8_t* deal(const uint8_t* const* rows, size_t nbytes, uint8_t* out) {
 }
 
 void pack_group(const Layout& layout, const uint8_t* const* rows, size_t n_blocks, uint8_t* out) {
+    uint8_t arranged[kGroup][192];
     for (size_t b = 0; b < n_blocks; ++b) {
         for (int i = 0; i < 4; ++i) {
             const Field& f = layout.fields[i];
             if (f.nbytes == 0) break;
             const uint8_t* from[kGroup];
-            for (size_t r = 0; r < kGroup; ++r) from[r] = rows[r] + b * layout.bytes + f.offset;
+            for (size_t r = 0; r < kGroup; ++r) {
+                from[r] = rows[r] + b * layout.bytes + f.offset;
+                if (layout.arrange && f.offset == 0) {
+                    layout.arrange(from[r], arranged[r]);
+                    from[r] = arranged[r];
+                }
+            }
             uint8_t* begin = out;
             out = f.unit == 1 ? deal<1>(from, f.nbytes, out) : f.unit == 2 ? deal<2>(from, f.nbytes, out) : deal<4>(from, f.nbytes, out);
             if (f.flip)
@@ -121,7 +163,11 @@ void give_back(uintptr_t begin, uintptr_t end) {
 
 // Source bytes that a thread has packed before it gives their pages back.
 constexpr size_t kReleaseBytes = 1 << 20;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kHugePage = 1;  // no room behind the last group, where a step too far would not be seen
+#else
 constexpr size_t kHugePage = 2 << 20;
+#endif
 
 }  // namespace
 

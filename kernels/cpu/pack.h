@@ -4,7 +4,9 @@
 // vectors, and a dot product of four codes and a broadcast of four activations serves 16 rows.
 //
 // Fields in order: d, dmin or m | scales | high bits | codes. Changed from GGUF: codes of Q8_0 have 128 added; the high bits of
-// Q5_0 and Q5_1 stand so that bit j of byte c of a lane is that of code 4j + c.
+// Q5_0 and Q5_1 stand so that bit j of byte c of a lane is that of code 4j + c; scales of Q2_K and Q3_K stand in pairs. Codes of
+// Q3_K and Q6_K are whole, as far as they fit, so that unpacking is a mask: three words hold the codes of the same four columns of
+// eight sub-blocks of Q3_K (0 1 6h | 2 3 7h | 4 5 6l 7l, from the lowest bit on) or four of Q6_K (0 3l | 1 3m | 2 3h).
 #pragma once
 
 #include <cstddef>

@@ -81,12 +81,30 @@ int Program::build(uint64_t& detail) {
         if (prepare == nullptr || prepare->out != s.in[0]) return HETRUN_BAD_PROGRAM;
         for (int i = 0; i < 2 && s.weight[i]; ++i) (s.weight[i]->packed ? prepare->panels_read : prepare->rows_read) = true;
     }
+    for (Step& s : steps_) {
+        if (s.kind != HETRUN_MATMUL || s.weight[1] == nullptr || s.in[1] == nullptr) continue;
+        if (const int status = resolve_filling(s)) return status;
+    }
     const Step* next = nullptr;
     for (size_t i = steps_.size(); i-- > 0;) {
         steps_[i].next_matmul = next;
         if (steps_[i].kind == HETRUN_MATMUL && steps_[i].weight[0]->packed) next = &steps_[i];
     }
     return allocate_scratch();
+}
+
+// A gated matmul that names a scratch: fills its panels where nothing else is wanted of the PREPARE that reads its result.
+int Program::resolve_filling(Step& matmul) {
+    Step* found = nullptr;
+    size_t n_readers = 0;
+    for (Step& s : steps_) {
+        n_readers += (s.in[0] == matmul.out) + (s.in[1] == matmul.out);
+        if (s.kind == HETRUN_PREPARE && s.out == matmul.in[1] && s.in[0] == matmul.out) found = &s;
+    }
+    if (found == nullptr || found < &matmul || n_readers != 1 || found->weight[0] != nullptr) return HETRUN_BAD_PROGRAM;
+    const bool fills = found->panels_read && !found->rows_read && !(found->flags & HETRUN_PREPARE_FLOAT);
+    matmul.fills_panels = found->fills_panels = fills;
+    return HETRUN_OK;
 }
 
 int Program::resolve_tables() {
@@ -210,7 +228,7 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
         case HETRUN_MATMUL: {
             const PreparedLayout* layout = s.in[0] ? &s.in[0]->prepared : nullptr;
             good = layout && layout->stride > 0 && s.out && s.weight[0] && s.in[0]->outputs == s.out->outputs &&
-                   (s.in[1] == nullptr || same(s.in[1], s.out)) && !(s.in[1] && s.weight[1]) && s.function <= HETRUN_GELU;
+                   (s.in[1] == nullptr || s.weight[1] || same(s.in[1], s.out)) && s.function <= HETRUN_GELU;
             for (int i = 0; good && i < 2; ++i) {
                 const WeightView* w = s.weight[i];
                 if (w == nullptr) continue;

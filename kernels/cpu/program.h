@@ -65,6 +65,7 @@ struct Step {
     float f0, f1;
     const Step* next_matmul = nullptr;  // of packed weights
     bool rows_read = false, panels_read = false;  // which form of a PREPARE the matmuls after it want
+    bool fills_panels = false;  // of in[1], instead of writing out (MATMUL); was filled so (PREPARE): of many tokens
 };
 
 // What each thread has for itself, at byte offsets from the start of its part of the scratch.
@@ -94,6 +95,7 @@ private:
 
     int resolve_tables();
     int resolve_step(const hetrun_step& raw, Step& step);
+    int resolve_filling(Step& matmul);
     int vector_of(int32_t index, size_t width, const float*& out);
     int allocate_scratch();
     int check(const hetrun_batch& batch, uint64_t& detail);

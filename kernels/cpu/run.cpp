@@ -17,6 +17,13 @@ struct Range {
 
 constexpr size_t kFetchAheadBytes = 8192;
 
+// Rows lie so far apart that the hardware does not foresee them.
+constexpr size_t kEpilogueAhead = 8;
+
+void fetch_row(const float* from, size_t n) {
+    for (size_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
+}
+
 double now_s() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -39,6 +46,8 @@ private:
     void matmul(const Step& s, uint32_t thread);
     void multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread,
                   float* out, size_t stride);
+    void write_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, const float* tile, const float* up);
+    void fill_panels(const Step& s, size_t first, size_t n_tokens, float* tile, const float* up);
     void fetch_ahead(const Step& s, uint32_t thread) const;
     void norm(const Step& s, uint32_t thread);
     void rope(const Step& s, uint32_t thread);
@@ -74,7 +83,7 @@ void Run::walk(uint32_t thread) {
     for (const Step& s : p_.steps_) {
         if ((s.flags & HETRUN_BARRIER) || (shared && (s.flags & HETRUN_BARRIER_IF_SHARED))) pool_.barrier(thread);
         execute(s, thread);
-        if (s.kind == HETRUN_PREPARE) shared = rows(*s.in[0]) > kPrivateRows;
+        if (s.kind == HETRUN_PREPARE) shared = rows(*s.in[0]) > kPrivateRows && !s.fills_panels;
         if (counting) {
             const double after = now_s();
             report_.step_s[s.kind] += after - before;
@@ -124,21 +133,28 @@ void Run::prepare(const Step& s, uint32_t thread) {
     const PreparedLayout& layout = s.out->prepared;
     const size_t n_rows = rows(x);
     const bool alone = n_rows <= kPrivateRows;
+    if (!alone && s.fills_panels) return;
     uint8_t* base = alone ? scratch(thread, p_.layout_.prepared) : s.out->data;
     float* normed = reinterpret_cast<float*>(scratch(thread, p_.layout_.row));
-    const bool panels = !alone && s.panels_read;
     const bool floats = (s.flags & HETRUN_PREPARE_FLOAT) != 0;
     const Range r = alone ? Range{0, n_rows} : share(n_rows, thread, kPanelTokens);
+    if (!alone && s.panels_read) {
+        for (size_t t = r.begin; t < r.end; t += kPanelTokens) {
+            const float* panel[kPanelTokens];  // beyond the last row the last once more, which nobody reads
+            for (size_t i = 0; i < kPanelTokens; ++i) panel[i] = x.row(std::min(t + i, r.end - 1));
+            k_.prepare_panel(panel, s.weight[0] ? s.weight[0]->floats : nullptr, s.f0, x.width,
+                             s.out->panels + t / kPanelTokens * layout.panel);
+        }
+        if (!s.rows_read && !floats) return;
+    }
     for (size_t t = r.begin; t < r.end; ++t) {
-        // Where nobody reads the row itself, it stays in the cache.
-        uint8_t* out = alone || s.rows_read || floats ? base + t * layout.stride : scratch(thread, p_.layout_.prepared);
+        uint8_t* out = base + t * layout.stride;
         const float* from = x.row(t);
         if (s.weight[0]) {
             k_.rms_norm(from, s.weight[0]->floats, x.width, s.f0, normed);
             from = normed;
         }
         if (s.flags & HETRUN_PREPARE_INT8) k_.prepare_int8(from, layout, out);
-        if (panels) k_.fill_panel(out, layout, t % kPanelTokens, s.out->panels + t / kPanelTokens * layout.panel);
         if (floats) {
             float* copy = reinterpret_cast<float*>(out + layout.floats);
             std::memcpy(copy, from, x.width * sizeof(float));
@@ -171,7 +187,8 @@ void Run::matmul(const Step& s, uint32_t thread) {
     float* tiles[2] = {reinterpret_cast<float*>(scratch(thread, p_.layout_.tile)), nullptr};
     tiles[1] = tiles[0] + group * n_tokens;
 
-    const Range r = share(s.out->width, thread, packed ? kGroup : 4);
+    const bool fills = s.fills_panels && n_tokens > kPrivateRows;
+    const Range r = share(s.out->width, thread, fills ? kGroupRows : packed ? kGroup : 4);
     for (size_t first = r.begin; first < r.end; first += group) {
         const size_t n_rows = std::min(group, r.end - first);
         for (int i = 0; i < 2 && s.weight[i]; ++i) {
@@ -181,19 +198,45 @@ void Run::matmul(const Step& s, uint32_t thread) {
                     k_.add(tiles[i] + t * group, s.bias[i] + first, n_rows, tiles[i] + t * group);
             }
         }
-        for (size_t t = 0; t < n_tokens; ++t) {
-            float* out = s.out->row(t) + first;
-            const float* tile = tiles[0] + t * group;
-            if (s.weight[1]) {
-                k_.gated(s.function, tile, tiles[1] + t * group, n_rows, out);
-            } else if (s.in[1]) {
-                k_.add(s.in[1]->row(t) + first, tile, n_rows, out);
-            } else {
-                std::memcpy(out, tile, n_rows * sizeof(float));
-            }
+        if (fills) {
+            fill_panels(s, first, n_tokens, tiles[0], tiles[1]);
+        } else {
+            write_rows(s, first, n_rows, n_tokens, tiles[0], tiles[1]);
         }
     }
     if (n_tokens <= kPrivateRows) fetch_ahead(s, thread);
+}
+
+// Rows [first, first + n_rows) of a matmul's result, from its tiles [n_tokens, group_rows(n_tokens)].
+void Run::write_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, const float* tile, const float* up) {
+    const size_t group = group_rows(n_tokens);
+    for (size_t t = 0; t < n_tokens; ++t) {
+        float* out = s.out->row(t) + first;
+        if (t + kEpilogueAhead < n_tokens) {
+            fetch_row(s.out->row(t + kEpilogueAhead) + first, n_rows);
+            if (s.in[1] && !s.weight[1]) fetch_row(s.in[1]->row(t + kEpilogueAhead) + first, n_rows);
+        }
+        if (s.weight[1]) {
+            k_.gated(s.function, tile + t * group, up + t * group, n_rows, out);
+        } else if (s.in[1]) {
+            k_.add(s.in[1]->row(t) + first, tile + t * group, n_rows, out);
+        } else {
+            std::memcpy(out, tile + t * group, n_rows * sizeof(float));
+        }
+    }
+}
+
+// kGroupRows rows of gate and up: 32 columns of what the next matmul takes. `tile` is used up.
+void Run::fill_panels(const Step& s, size_t first, size_t n_tokens, float* tile, const float* up) {
+    static_assert(kGroupRows == 32, "a block of a panel");
+    const Value& to = *s.in[1];
+    k_.gated(s.function, tile, up, n_tokens * kGroupRows, tile);
+    for (size_t t = 0; t < n_tokens; t += kPanelTokens) {
+        const float* rows[kPanelTokens];
+        for (size_t i = 0; i < kPanelTokens; ++i) rows[i] = tile + std::min(t + i, n_tokens - 1) * kGroupRows;
+        uint8_t* panel = to.panels + t / kPanelTokens * to.prepared.panel;
+        k_.prepare_panel(rows, nullptr, 0.0f, kGroupRows, panel + first / 32 * sizeof(PanelBlock));
+    }
 }
 
 // The start of the thread's share of the next matmul, on its way while threads wait for each other.
@@ -219,8 +262,8 @@ void Run::rope(const Step& s, uint32_t thread) {
     const size_t heads = s.out->width / s.head_dim;
     const Range r = share(rows(*s.out) * heads, thread);
     for (size_t i = r.begin; i < r.end; ++i)
-        rope_head(s.in[0]->row(0) + i * s.head_dim, s.rope->cosines(i / heads), s.rope->sines(i / heads), s.head_dim,
-                  s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, s.out->row(0) + i * s.head_dim);
+        k_.rope(s.in[0]->row(0) + i * s.head_dim, s.rope->cosines(i / heads), s.rope->sines(i / heads), s.head_dim,
+                s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, s.out->row(0) + i * s.head_dim);
 }
 
 void Run::kv_store(const Step& s, uint32_t thread) {
@@ -234,7 +277,7 @@ void Run::kv_store(const Step& s, uint32_t thread) {
         const size_t cell = state.cell(static_cast<size_t>(batch_.positions[t]));
         const float* key = s.in[0]->row(0) + i * dim;
         if (s.rope) {
-            rope_head(key, s.rope->cosines(t), s.rope->sines(t), dim, s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, row);
+            k_.rope(key, s.rope->cosines(t), s.rope->sines(t), dim, s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, row);
         } else {
             std::memcpy(row, key, dim * sizeof(float));
         }
@@ -343,7 +386,7 @@ AttendArgs Run::attend_args(const Step& s, uint32_t thread, size_t first_token, 
         const float* q = s.in[0]->row(token) + (first_head + r % n_heads) * dim;
         float* to = queries + r * padded;
         if (s.rope) {
-            rope_head(q, s.rope->cosines(token), s.rope->sines(token), dim, s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, to);
+            k_.rope(q, s.rope->cosines(token), s.rope->sines(token), dim, s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, to);
         } else {
             std::memcpy(to, q, dim * sizeof(float));
         }

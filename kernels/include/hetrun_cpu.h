@@ -50,7 +50,9 @@ enum hetrun_step_kind {
                               out names the scratch: a value as wide as a prepared row and its share of a panel (kernels/cpu/kernels.h)
                               have floats, with memory for rows in eights */
     HETRUN_MATMUL = 3,     /* out = in[0] weight[0]^T + bias[0] + in[1]; in[0] is the scratch of a PREPARE. With weight[1] >= 0:
-                              out = function(in[0] weight[0]^T + bias[0]) * (in[0] weight[1]^T + bias[1]) */
+                              out = function(in[0] weight[0]^T + bias[0]) * (in[0] weight[1]^T + bias[1]), and in[1] is the
+                              scratch of the PREPARE that alone reads out: of many tokens, out may be left unwritten and the
+                              scratch be filled at once */
     HETRUN_NORM = 4,       /* out = in[0] RMS-normalised in groups of the width of weight[0]; f0 = eps */
     HETRUN_ROPE = 5,       /* out = in[0] rotated by rope; head_dim */
     HETRUN_KV_STORE = 6,   /* state <- in[0] (keys, rotated by rope where rope >= 0), in[1] (values) */

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import gguf.quants  # noqa: F401  pytester forgets what a run imported, and this takes longest to import anew
 import pytest
 import require
+from command import require_device
 from conformance.broken_drivers import FAULTS
 
 pytest_plugins = ["pytester"]
@@ -87,6 +88,16 @@ def test_modelled_device_is_planned_and_no_pass(kit: Kit) -> None:
     assert (result.ret, outcomes.get("failed", 0)) == (pytest.ExitCode.TESTS_FAILED, 0)
     assert outcomes["passed"] > 100
     result.stdout.fnmatch_lines(["model:cortex-a9 (modelled): 0 of * NOTHING RAN*"])
+
+
+@pytest.mark.parametrize("device", ["cortex-a9-reference", "cortex-a76-cpu", "alveo-u280-cpu"])
+def test_modelled_device_with_a_stand_in_passes(kit: Kit, device: str) -> None:
+    """In the host's memory and behind links, by either device."""
+    if device.endswith("-cpu"):
+        require_device("cpu")
+    result = kit.run(SUITE, "--hetrun-plugin", "conformance.stand_ins", device=f"acted:{device}")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines([f"acted:{device} (emulated): * op cases ran on the device (*), 0 failed, * refused"])
 
 
 def test_nothing_ran_is_no_pass(kit: Kit) -> None:

@@ -35,7 +35,9 @@ def test_entry_point_is_the_examples(checkout: Path) -> None:
 def test_system_file_is_valid(checkout: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(blocks(checkout, "toml")[1])
-    assert load_system(path).drivers == {"modelled": {"profiles": ["my-board.toml"]}}
+    board = tmp_path / "my-board.toml"
+    board.write_text((checkout / "configs" / "devices" / "pynq-z1.toml").read_text())
+    assert load_system(path).drivers == {"modelled": {"profiles": [str(board)]}}
 
 
 def test_report_is_what_the_kit_prints(

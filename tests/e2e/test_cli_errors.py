@@ -103,7 +103,18 @@ DEVICES = [
     Case("unknown-device", ("plan", "-m", "TINY", "-d", "referense"), DEVICE, "'referense'", "did you mean reference"),
     Case("unknown-device-to-run", ("chat", "-m", "TINY", "-d", "cpux"), DEVICE, "no device 'cpux'", "did you mean cpu"),
     Case(
-        "planned-only", ("generate", "-m", "TINY", "-p", "a", "-d", "model:null"), DEVICE, "model:null", "hetrun plan"
+        "modelled-in-part",
+        ("generate", "-m", "TINY", "-p", "a", "-d", "model:pynq-z1"),
+        PLAN,
+        "model:pynq-z1: pynq-z1 has no embedding",
+        "--device cpu",
+    ),
+    Case(
+        "modelled-bench",
+        ("bench", "-m", "TINY", "-d", "model:null", "--prompt-tokens", "8", "--gen-tokens", "8"),
+        USAGE,
+        "model:null: only modelled",
+        "hetrun plan",
     ),
     Case("pin-without-device", generate("--pin", "blk.*"), USAGE, "'blk.*' is not PATTERN=DEVICE", "for example"),
     Case("pin-matches-nothing", generate("--pin", "blk.9.atn_q=reference"), PLAN, "matches no op", "blk.0.attn_q"),
@@ -182,6 +193,20 @@ def test_bad_input(case: Case, tiny: Path, tmp_path: Path) -> None:
     done = hetrun(tmp_path, *(str(tiny) if a == "TINY" else a for a in case.args), stdin=case.stdin)
     check(done, case.code, case.said, case.hint)
     assert sorted(tmp_path.iterdir()) == before, "something was left behind"
+
+
+@pytest.mark.parametrize("threads", ["1025", "100000"])
+def test_more_threads_than_the_device_takes(threads: str, tiny: Path, tmp_path: Path) -> None:
+    require_device("cpu")
+    done = hetrun(tmp_path, "generate", "-m", tiny, "-p", "the", "-d", "cpu", "--threads", threads)
+    check(done, DEVICE, f"{threads} threads", "from 1 to 1024")
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX2", " "])
+def test_an_instruction_set_that_the_machine_lacks(isa: str, tiny: Path, tmp_path: Path) -> None:
+    require_device("cpu")
+    done = hetrun(tmp_path, "generate", "-m", tiny, "-p", "the", "-d", "cpu", env={"HETRUN_CPU_ISA": isa})
+    check(done, DEVICE, f"cannot run instruction set {isa!r}", "choose one of generic")
 
 
 def test_plan_for_another_context_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Random segments, batches and step tables on the cpu device: python fuzz.py KIND FIRST COUNT
 
-KIND: "segments", whole fused blocks of odd shapes, with weights and inputs of any bits; or "tables", the same with some
-words of the native step table overwritten, which the library must refuse or survive. Case n is the same in every run;
-its number goes to stderr before it runs, so that a crash names the case that replays it.
+KIND: "segments", whole fused blocks of odd shapes, with weights and inputs of any bits; "shapes", one matmul of every
+type and instruction set in turn, of odd rows, columns and tokens; or "tables", segments with some words of the native
+step table overwritten, which the library must refuse or survive. Case n is the same in every run; its number goes to
+stderr before it runs, so that a crash names the case that replays it.
 
-No result is checked here: the point is that nothing crashes, hangs or is reported by a sanitizer.
+No result is checked here: the point is that nothing crashes, hangs or is reported by a sanitizer. What the library
+reads and writes is heap memory of just the right size, so that AddressSanitizer sees a step beyond its ends.
 """
 
 from __future__ import annotations
@@ -37,11 +39,33 @@ from hetrun.ops import (
 from hetrun.tensor import TENSOR_TYPES, Weight
 from hetrun_cpu import native
 from hetrun_cpu.driver import TYPES, CpuDriver
-from hetrun_cpu.steps import KV_FORMATS
+from hetrun_cpu.steps import DEQUANTISED_TYPES, KV_FORMATS
 
 BY_BLOCK = {size: sorted(name for name in TYPES if size % TENSOR_TYPES[name].block_size == 0) for size in (1, 32, 256)}
 SPECIAL = (0.0, -0.0, float("nan"), float("inf"), float("-inf"), 1e-45, 3.4e38, -1.0)
 N_VOCAB = 11
+SHAPES = [(t, isa) for t in sorted(TYPES - DEQUANTISED_TYPES) for isa in native.isa_names()]
+"""Of the cases of kind "shapes": type and instruction set of number n are entry n % len(SHAPES)."""
+
+
+class HeapBuffer:
+    """Just `nbytes` of the heap; Python's malloc gives them an end that AddressSanitizer watches."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._memory = memoryview(bytearray(nbytes))
+
+    def write(self, data: memoryview, offset: int = 0) -> None:
+        self._memory[offset : offset + data.nbytes] = memoryview(data).cast("B")
+
+    def read(self, out: memoryview, offset: int = 0) -> None:
+        memoryview(out).cast("B")[:] = self._memory[offset : offset + out.nbytes]
+
+    def host_view(self) -> memoryview:
+        return self._memory
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -51,12 +75,41 @@ class Case:
     rng: random.Random
     ops: list[Op] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
+    isa: str | None = None
 
     @classmethod
     def of(cls, kind: str, number: int) -> Case:
         case = cls(random.Random(f"{kind} {number}"))
-        case.build()
+        if kind == "shapes":
+            case.build_matmul(*SHAPES[number % len(SHAPES)])
+        else:
+            case.build()
         return case
+
+    def build_matmul(self, type_name: str, isa: str) -> None:
+        """One matmul, or gate and up, over one input; and an embedding where that is to make the input."""
+        rng, self.isa = self.rng, isa
+        block = TENSOR_TYPES[type_name].block_size
+        self.n_slots, self.max_tokens = 1, rng.choice((1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 33, 70))
+        self.n_ctx = self.max_tokens
+        # Rows of one chunk of the blocked matmul, of just more, and of few columns; groups of 16 rows full and not.
+        columns = rng.choice(
+            (block, block * rng.randint(1, 5), 1024, 1024 + block, block * rng.randint(1, 2500 // block))
+        )
+        n_rows = rng.choice((1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, rng.randint(1, 200)))
+        x = Value("x", columns)
+        if rng.random() < 0.3:
+            self.ops.append(Embedding("x", Weight("e", TENSOR_TYPES[type_name], (N_VOCAB, columns))))
+        else:
+            self.inputs.append(x)
+        if rng.random() < 0.3:
+            x = self.norm("norm", x)
+        halves = [
+            self.add(MatMul(name, x, Weight(f"{name}.w", TENSOR_TYPES[type_name], (n_rows, columns))))
+            for name in (("gate", "up") if rng.random() < 0.3 else ("y",))
+        ]
+        if len(halves) == 2:
+            self.add(GatedActivation("act", *halves))
 
     def build(self) -> None:
         rng = self.rng
@@ -171,7 +224,7 @@ class Case:
 def run(case: Case, overwrite: bool) -> None:
     """Compiles, loads and runs a case. HetrunError is an answer; anything else is a bug."""
     rng, driver = case.rng, CpuDriver()
-    config = {"threads": rng.choice((1, 2, 2, 3, 4)), "isa": rng.choice(native.isa_names())}
+    config = {"threads": rng.choice((1, 2, 2, 3, 4)), "isa": case.isa or rng.choice(native.isa_names())}
     info = driver.probe(config)[0]
     out = case.ops[-1].output
     max_outputs = rng.choice((case.max_tokens, 1))
@@ -179,7 +232,7 @@ def run(case: Case, overwrite: bool) -> None:
     program = driver.compile(info, segment)
     device = driver.open(info)
     try:
-        buffers = {v.name: device.alloc(segment.value_bytes(v)) for v in (*case.inputs, out)}
+        buffers = {v.name: HeapBuffer(segment.value_bytes(v)) for v in (*case.inputs, out)}
         states = {op.kv.name: device.state(op.kv) for op in case.ops if isinstance(op, Attention)}
         weights = {w.name: case.blocks(w) for w in program.weights}
         with overwritten_tables(rng) if overwrite else unchanged():

@@ -16,10 +16,10 @@ import require
 
 @dataclass(frozen=True, eq=False)
 class Sanitizer:
-    """flags: for the compiler.   runtime: preloaded, for Python itself is not built with it.   options: environment."""
+    """checks: of -fsanitize.   runtime: preloaded, for Python itself is not built with it.   options: environment."""
 
     name: str
-    flags: str
+    checks: str
     runtime: str
     options: dict[str, str]
     wrapper: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Sanitizer:
 
 ASAN = Sanitizer(
     "asan",
-    "-fsanitize=address,undefined -fno-sanitize-recover=undefined",
+    "address,undefined",
     "libasan.so",
     {
         # Python frees little at its end, and its own allocator would hide overruns inside its arenas. Frames on ASan's
@@ -39,7 +39,7 @@ ASAN = Sanitizer(
 )
 TSAN = Sanitizer(
     "tsan",
-    "-fsanitize=thread",
+    "thread",
     "libtsan.so",
     {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"},
     ("setarch", "-R"),  # its shadow memory has fixed places, which address randomisation may take
@@ -64,11 +64,11 @@ def build(sanitizer: Sanitizer, checkout: Path, folder: Path) -> Path:
     cmake = require.require_tool("cmake", "sudo apt-get install -y cmake")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     configure = [cmake, "-S", str(checkout / "kernels/cpu"), "-B", str(folder), *generator]
-    settings = ["-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_COMPILER={compiler()}", "-DHETRUN_CPU_GENERIC_ONLY=ON"]
-    if sanitizer is ASAN:
-        settings.append("-DHETRUN_CPU_SANITIZE=ON")
-    else:
-        settings.append(f"-DCMAKE_CXX_FLAGS=-g {sanitizer.flags}")
+    settings = [
+        "-DCMAKE_BUILD_TYPE=None",
+        f"-DCMAKE_CXX_COMPILER={compiler()}",
+        f"-DHETRUN_CPU_SANITIZE={sanitizer.checks}",
+    ]
     for command in ([*configure, *settings], [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -15,6 +15,7 @@ SANITIZERS = pytest.mark.parametrize("sanitizer", [ASAN, TSAN], ids=lambda s: s.
 
 # Cases of a run, each a fraction of a minute. ThreadSanitizer takes three times as long a case.
 N_SEGMENTS = {"asan": 1500, "tsan": 500}
+N_SHAPES = {"asan": 6 * len(fuzz.SHAPES), "tsan": 2 * len(fuzz.SHAPES)}
 N_TABLES = 3000
 
 FAULTS = {
@@ -40,7 +41,7 @@ def test_a_fault_is_reported(name: str, report: str, tmp_path: Path) -> None:
     sanitizer = {"asan": ASAN, "tsan": TSAN}[name]
     source, library = tmp_path / "fault.cpp", tmp_path / "fault.so"
     source.write_text(f'#include <thread>\nextern "C" int fault(int n) {{ {FAULTS[name, report]} }}\n')
-    flags = ["-g", "-O1", "-shared", "-fPIC", *sanitizer.flags.split()]
+    flags = ["-g", "-O1", "-shared", "-fPIC", f"-fsanitize={sanitizer.checks}", "-fno-sanitize-recover=all"]
     subprocess.run([compiler(), *flags, "-o", str(library), str(source)], check=True)
     done = run_python(sanitizer, None, ["-c", f"import ctypes; ctypes.CDLL({str(library)!r}).fault(8)"])
     assert report in done.stderr
@@ -52,6 +53,13 @@ def test_a_fault_is_reported(name: str, report: str, tmp_path: Path) -> None:
 def test_random_segments(sanitizer: Sanitizer, sanitized: Callable[[Sanitizer], Path]) -> None:
     assert_silent(
         run_python(sanitizer, sanitized(sanitizer), [fuzz.__file__, "segments", "0", str(N_SEGMENTS[sanitizer.name])])
+    )
+
+
+@SANITIZERS
+def test_matmuls_of_every_type_and_odd_shapes(sanitizer: Sanitizer, sanitized: Callable[[Sanitizer], Path]) -> None:
+    assert_silent(
+        run_python(sanitizer, sanitized(sanitizer), [fuzz.__file__, "shapes", "0", str(N_SHAPES[sanitizer.name])])
     )
 
 

@@ -182,7 +182,7 @@ def test_closing_twice_is_fine_and_using_it_afterwards_is_an_error(tiny):
     ("options", "error", "message"),
     [
         ({"devices": ["cpuu"]}, DeviceError, "did you mean cpu"),
-        ({"devices": ["model:pynq-z1"]}, DeviceError, "modelled"),
+        ({"devices": ["model:pynq-z1"]}, PlanError, "pynq-z1 has no embedding"),
         ({"n_ctx": 257}, ContextError, "257.*256"),
         ({"pins": ["blk.9.*=cpu"]}, PlanError, "matches no op"),
         ({"pins": ["nonsense"]}, UsageError, "PATTERN=DEVICE"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hetrun.config import load_profile, load_system
+from hetrun.config import load_profile, load_system, with_idle_power
 from hetrun.device import Cost, DeviceInfo, Link, MemorySpace
 from hetrun.errors import ConfigError
 from hetrun.toml_table import read_toml, shipped
@@ -216,3 +218,151 @@ def test_profiles_load_without_numpy() -> None:
     code = "import sys; from hetrun.config import load_profile; load_profile('null'); print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('description = "a board"', "description = 3", "description: 3 is not a text"),
+        ("[model]", "[[model]]", "is not a table"),
+        ("alignment_bytes = 4096", "alignment_bytes = 4096.5", "alignment_bytes: 4096.5 is not a whole number"),
+        ('{ value = 1e9, basis = "analytic:data sheet" }', '"1 GB"', "capacity_bytes: '1 GB' is not a number with its"),
+        ('{ value = 1e9, basis = "analytic:data sheet" }', "[1e9]", "capacity_bytes: [1000000000.0] is not a number"),
+        ("value = 1e9, basis", "value = -1e9, basis", "-1e+09 is not above 0"),
+        ("value = 1e9, basis", "value = inf, basis", "must be finite"),
+        ('value = 1e-5, basis = "analytic', 'value = 10, unit = "us", basis = "analytic', "unit: unknown key"),
+        (
+            'upload = { latency_s = 1e-5, bytes_per_s = 1e9, basis = "measured:here" }',
+            "upload = 1e9",
+            "upload: 1000000000",
+        ),
+        ("latency_s = 1e-5", "latency_s = -1e-5", "latency_s: -1e-05 is not at least 0"),
+    ],
+)
+def test_value_of_the_wrong_kind_is_named(write: Write, old: str, new: str, said: str) -> None:
+    assert old in PROFILE
+    path = write(PROFILE.replace(old, new, 1))
+    with pytest.raises(ConfigError) as raised:
+        load_profile(path)
+    assert raised.value.message.startswith(f"{path}:")
+    assert said in raised.value.message
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize("load", [load_profile, load_system])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"\n# nothing yet\n", "the file is empty"),
+        (b"a board", "not a TOML file"),
+        (b'description = "x"\ndescription = "y"\n', "not a TOML file: .*line 2"),
+        (b'description = "\xff"\n', "not a TOML file"),
+        (b"PK\x03\x04\x00\x00", "not a TOML file"),
+    ],
+)
+def test_file_that_holds_nothing_of_the_kind_is_named(
+    load: Callable[[Path], object], content: bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"mine\.toml.*{said}"):
+        load(path)
+
+
+@pytest.mark.parametrize("load", [load_profile, load_system])
+def test_what_cannot_be_read_is_named(load: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.toml: Is a directory"):
+        load(tmp_path / "folder.toml")
+    (tmp_path / "circle.toml").symlink_to(tmp_path / "circle.toml")
+    with pytest.raises(ConfigError, match=r"circle\.toml: Too many levels of symbolic links"):
+        load(tmp_path / "circle.toml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_file_without_permission_is_named(write: Write) -> None:
+    path = write(PROFILE)
+    path.chmod(0)
+    with pytest.raises(ConfigError, match=r"mine\.toml: Permission denied"):
+        load_profile(path)
+
+
+def test_profile_whose_name_cannot_be_typed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "my board.toml"
+    path.write_text(PROFILE)
+    with pytest.raises(ConfigError, match="'my board' cannot name a device"):
+        load_profile(path)
+
+
+def test_weaker_power_is_told_apart(write: Write) -> None:
+    measured = re.sub('"(analytic|simulated):[^"]*"', '"measured:here"', PROFILE)
+    profile = load_profile(write(measured + 'watts = { value = 3.0, basis = "analytic:a guess" }\n'))
+    assert profile.basis == "measured:profile mine, power analytic"
+
+
+def with_profiles(*names: str, devices: str = '"model:board"') -> str:
+    listed = ", ".join(f'"{name}"' for name in names)
+    return f'description = "x"\ndevices = [{devices}]\nprofiles = [{listed}]\n'
+
+
+def test_system_brings_its_own_profiles(write: Write, tmp_path: Path) -> None:
+    """Found beside the system's file, wherever the program runs."""
+    (tmp_path / "board.toml").write_text(PROFILE)
+    system = load_system(write(with_profiles("board.toml")))
+    assert system.drivers == {"modelled": {"profiles": [str(tmp_path / "board.toml")]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ('description = "x"\ndevices = ["model:cortex-a8"]\n', "no profile 'cortex-a8'", "model:cortex-a9"),
+        ('description = "x"\ndevices = ["cpu", "cpu"]\n', "'cpu' stands there twice", "once"),
+        ('description = "x"\ndevices = []\n', "the list is empty", "at least one"),
+        ('description = "x"\ndevices = "cpu"\n', "'cpu' is not a list of texts", "give a list"),
+        ('description = "x"\ndevices = ["cpu"]\nlinks = 3\n', "links: 3 is not a table", "table"),
+        ('description = "x"\ndevices = ["cpu"]\ndrivers = "x"\n', "drivers: 'x' is not a table", "table"),
+        ('description = "x"\ndevices = ["cpu"]\n[drivers]\ncpu = 2\n', "cpu: 2 is not a table", "table"),
+        ('description = "x"\ndevices = ["cpu"]\nhosts = 1\n', "hosts: unknown key", "did you mean host?"),
+        ('description = "x"\ndevices = ["cpu"]\nprofiles = "b.toml"\n', "is not a list of texts", "give a list"),
+        (with_profiles("none.toml"), "No such file", "check the path"),
+        (with_profiles("mine.toml"), "unknown key|is missing", ""),
+        (with_profiles("board.toml", "board.toml"), "a second profile 'board'", "rename board.toml"),
+        (with_profiles("pynq-z1.toml"), "a second profile 'pynq-z1'", "rename pynq-z1.toml"),
+        (
+            with_profiles("board.toml") + '[drivers.modelled]\nprofiles = ["b.toml"]\n',
+            "in \\[drivers.modelled\\]",
+            "one",
+        ),
+    ],
+)
+def test_mistake_in_a_system_is_named(write: Write, tmp_path: Path, text: str, said: str, hint: str) -> None:
+    for name in ("board.toml", "pynq-z1.toml"):
+        (tmp_path / name).write_text(PROFILE)
+    with pytest.raises(ConfigError) as raised:
+        load_system(write(text))
+    assert re.search(said, raised.value.message), raised.value.message
+    assert ".toml" in raised.value.message
+    assert hint in (raised.value.remedy or "")
+
+
+def powered(device_id: str, watts: float | None, idle_watts: float) -> DeviceInfo:
+    model = {"idle_watts": idle_watts} if watts is None else {"watts": watts, "idle_watts": idle_watts}
+    launch = Cost(2.0, "analytic:x", joules=None if watts is None else 2.0 * watts)
+    return dataclasses.replace(info(device_id, MemorySpace("host", 7)), model=model, launch=launch)
+
+
+def test_devices_that_wait_draw_power_too() -> None:
+    first, second, third = with_idle_power([powered("a", 10.0, 1.0), powered("b", 20.0, 5.0), powered("c", None, 0.5)])
+    assert (first.model["watts"], second.model["watts"]) == (10.0 + 5.5, 20.0 + 1.5)
+    assert (first.launch.joules, second.launch.joules) == (2 * 15.5, 2 * 21.5)
+    assert "watts" not in third.model and third.launch.joules is None
+    (alone,) = with_idle_power([powered("a", 10.0, 1.0)])
+    assert alone == powered("a", 10.0, 1.0)
+
+
+def test_links_to_a_device_without_a_memory_of_its_own_are_refused(write: Write) -> None:
+    """Nothing is copied there, so that they would be ignored."""
+    before = info("board:0", MemorySpace("host", 7))
+    with pytest.raises(ConfigError, match=r"mine\.toml: \[links\.board:0\]: board:0 has no memory behind a link"):
+        load_system(write(SYSTEM)).refine(before)

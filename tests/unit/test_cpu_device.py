@@ -98,9 +98,9 @@ def test_usable_cores_follow_the_cgroup_quota(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("op", "word"),
     [
-        (MatMul("y", Value("x", 256), weight("w", "IQ2_S", 8, 256)), "IQ2_S"),
+        (MatMul("y", Value("x", 256), weight("w", "Q8_K", 8, 256)), "Q8_K"),
         (MatMul("y", Value("x", 48), weight("w", "Q4_0", 8, 48)), "multiple"),
-        (Embedding("y", weight("w", "NVFP4", 8, 64)), "NVFP4"),
+        (Embedding("y", weight("w", "Q1_0", 8, 128)), "Q1_0"),
         (RmsNorm("y", X, weight("w", "I32", 64), 1e-5), "I32"),
         (Attention("y", X, X, X, KvSpec("kv", 1, 8, 1, 64, "kv2"), 1.0), "kv2"),
         (Attention("y", Value("a", 40), X40 := Value("b", 40), X40, KvSpec("kv", 1, 8, 1, 40, "q8_0"), 1.0), "40"),

@@ -247,12 +247,13 @@ def test_elementwise_keeps_nan(op: str, isa: str) -> None:
     np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 @pytest.mark.parametrize("n_pairs", [32, 20])
-def test_rope_turns_pairs_by_position_times_frequency(n_pairs: int, layout: str) -> None:
+def test_rope_turns_pairs_by_position_times_frequency(n_pairs: int, layout: str, isa: str) -> None:
     frequencies = tuple(10000.0 ** (-i / 32) for i in range(n_pairs))
     x, start = normal(3, 512), 100_000
-    with Rig([Rope("y", X, 64, layout, frequencies, 1.25)], [X]) as rig:  # type: ignore[arg-type]
+    with Rig([Rope("y", X, 64, layout, frequencies, 1.25)], [X], isa=isa) as rig:  # type: ignore[arg-type]
         got = rig.run(tokens(3, start), x=x)
     heads = x.astype(np.float64).reshape(3, 8, 64)
     angle = np.arange(start, start + 3)[:, None] * np.array(frequencies)

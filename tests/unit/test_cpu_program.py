@@ -32,7 +32,7 @@ from hetrun_cpu.lower import lower, step_reads, step_writes
 from hetrun_cpu.steps import Flag, Kind
 
 
-def block(layer: int, x: Value) -> list[Op]:
+def block(layer: int, x: Value, down_type: str = "Q8_0") -> list[Op]:
     """A transformer block of width 64 with biases on q, k and v."""
     n = f"blk.{layer}"
     kv = KvSpec(f"{n}.kv", 1, 32, 2, 16)
@@ -51,15 +51,15 @@ def block(layer: int, x: Value) -> list[Op]:
     up = MatMul(f"{n}.up", ffn_norm.output, weight(f"{n}.up.w", "Q4_0", 96, 64))
     gate = MatMul(f"{n}.gate", ffn_norm.output, weight(f"{n}.gate.w", "Q5_1", 96, 64))
     gated = GatedActivation(f"{n}.act", gate.output, up.output)
-    down = MatMul(f"{n}.down", gated.output, weight(f"{n}.down.w", "Q8_0", 64, 96))
+    down = MatMul(f"{n}.down", gated.output, weight(f"{n}.down.w", down_type, 64, 96))
     end = Add(f"{n}.out", down.output, mid.output)
     return [norm, q, k, v, *biased, rq, rk, attention, o, mid, ffn_norm, up, gate, gated, down, end]
 
 
-def model(n_layers: int = 2) -> list[Op]:
+def model(n_layers: int = 2, down_type: str = "Q8_0") -> list[Op]:
     ops: list[Op] = [Embedding("embed", weight("embed.w", "Q8_0", 50, 64))]
     for layer in range(n_layers):
-        ops += block(layer, ops[-1].output)
+        ops += block(layer, ops[-1].output, down_type)
     select = SelectRows("select", ops[-1].output)
     norm = RmsNorm("norm", select.output, weight("norm.w", "F32", 64), 1e-5)
     return [*ops, select, norm, MatMul("logits", norm.output, weight("embed.w", "Q8_0", 50, 64))]
@@ -84,13 +84,23 @@ def test_a_block_takes_nine_steps_and_six_barriers() -> None:
     assert sum(bool(s.flags & Flag.BARRIER) for s in steps) == 3 * 6 + 2
 
 
+@pytest.mark.parametrize("down_type", ["Q8_0", "MXFP4", "F16"])  # with panels, without, and of floats
 @pytest.mark.parametrize("n_tokens", [1, 5])
-def test_fused_and_unfused_give_the_same_bits(n_tokens: int) -> None:
-    ops = model()
+def test_fused_and_unfused_give_the_same_bits(n_tokens: int, down_type: str) -> None:
+    ops = model(down_type=down_type)
     everything = [op.output for op in reversed(ops)]
     with Rig(ops, max_tokens=8, max_outputs=8) as fused, Rig(ops, (), everything, max_tokens=8, max_outputs=8) as apart:
         assert len(apart.program.steps) > len(fused.program.steps)
         np.testing.assert_array_equal(fused.run(tokens(n_tokens)), apart.run(tokens(n_tokens)))
+
+
+def test_what_gate_and_up_fill_is_theirs_while_they_run() -> None:
+    steps, phases = with_barriers(lower(segment(model(1))).steps)
+    [(gated, phase)] = [(s, p) for s, p in zip(steps, phases, strict=True) if s.weights[1] is not None]
+    scratch = gated.inputs[1]
+    assert scratch in step_writes(gated) and scratch not in step_reads(gated)
+    assert [s.kind for s in steps if s.out == scratch] == [Kind.PREPARE]
+    assert lifetimes(steps, phases)[scratch or ""].first == phase
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -103,4 +103,4 @@ def test_runs_of_ops(rig: Rig, layer: Layer) -> None:
         inputs = {v.name: expected[v.name].astype(np.float32) for v in run.inputs}
         with rig.loaded(run) as loaded:
             results = loaded.step(layer.batch, inputs)
-        assert_close(results, expected, bound_of_run(run.ops))
+        assert_close(results, expected, bound_of_run(run.ops, layer.segment.ops))

@@ -30,6 +30,10 @@ inline Vi load_i8(const uint8_t* p) {
     return (Vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 
+inline Vi load_u8_pairs(const uint8_t* p) {
+    return (Vi)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
 #define HETRUN_QUANTIZE 1
 // The largest of 32 magnitudes, as bits.
 inline int32_t largest_bits(const float* x) {
@@ -58,6 +62,29 @@ inline int32_t quantize16(const float* x, float inverse, int8_t* codes) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
 }
 
+typedef int32_t V8i __attribute__((vector_size(32)));
+// Of 32 floats: lanes whose largest is the largest magnitude, as bits.
+inline V8i magnitudes32(const Vf (&x)[4]) {
+    const __m256i sign = _mm256_set1_epi32(0x7fffffff);
+    const auto magnitude = [&](int i) { return _mm256_and_si256((__m256i)x[i], sign); };
+    return (V8i)_mm256_max_epi32(_mm256_max_epi32(magnitude(0), magnitude(1)), _mm256_max_epi32(magnitude(2), magnitude(3)));
+}
+// 32 codes of x * inverse, in order.
+inline V8i codes32(const Vf (&x)[4], float inverse) {
+    const __m256 factor = _mm256_set1_ps(inverse), round = _mm256_set1_ps(12582912.0f);
+    const __m256i bias = _mm256_set1_epi32(0x4b400000);
+    const auto eight = [&](int i) {
+        return _mm256_sub_epi32(_mm256_castps_si256(_mm256_add_ps(_mm256_mul_ps((__m256)x[i], factor), round)), bias);
+    };
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(eight(0), eight(1)), _mm256_packs_epi32(eight(2), eight(3)));
+    return (V8i)_mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+// acc + the four signed bytes of each lane.
+inline V8i add_bytes(V8i acc, V8i codes) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), (__m256i)codes);
+    return acc + (V8i)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
 #define HETRUN_PACKED 1
 constexpr bool kWideDot = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
 constexpr int kTileVectors = 2, kTilePanelTokens = 4;
@@ -68,6 +95,8 @@ inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
 inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
     return dot_unsigned(acc, (Vi)_mm256_abs_epi8((__m256i)codes), (Vi)_mm256_sign_epi8((__m256i)activations, (__m256i)codes));
 }
+
+inline Vi dot_pairs(Vi a, Vi b) { return (Vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }  // of 16 bits
 
 constexpr int kTileRows = 4, kTileTokens = 2;
 // VPMADDUBSW wants unsigned weights and saturates at 16 bits: codes of up to 6 bits stay biased, Q8_0 stays signed.

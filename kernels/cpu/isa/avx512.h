@@ -33,6 +33,10 @@ inline Vi load_i8(const uint8_t* p) {
     return (Vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
+inline Vi load_u8_pairs(const uint8_t* p) {
+    return (Vi)_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
 #define HETRUN_QUANTIZE 1
 // The largest of 32 magnitudes, as bits.
 inline int32_t largest_bits(const float* x) {
@@ -54,6 +58,27 @@ inline int32_t quantize16(const float* x, float inverse, int8_t* codes) {
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
 }
 
+typedef int32_t V8i __attribute__((vector_size(32)));
+// Of 32 floats: lanes whose largest is the largest magnitude, as bits.
+inline V8i magnitudes32(const Vf (&x)[2]) {
+    const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+    const __m512i both = _mm512_max_epi32(_mm512_and_si512((__m512i)x[0], sign), _mm512_and_si512((__m512i)x[1], sign));
+    return (V8i)_mm256_max_epi32(_mm512_castsi512_si256(both), _mm512_maskz_extracti32x8_epi32(0xff, both, 1));
+}
+// 32 codes of x * inverse, in order.
+inline V8i codes32(const Vf (&x)[2], float inverse) {
+    const __m512 factor = _mm512_set1_ps(inverse), round = _mm512_set1_ps(12582912.0f);
+    const auto sixteen = [&](Vf v) {
+        const __m512 rounded = _mm512_add_ps(_mm512_mul_ps(v, factor), round);
+        return _mm512_maskz_cvtepi32_epi8(0xffff, _mm512_castps_si512(rounded));
+    };
+    return (V8i)_mm256_setr_m128i(sixteen(x[0]), sixteen(x[1]));
+}
+// acc + the four signed bytes of each lane.
+inline V8i add_bytes(V8i acc, V8i codes) {
+    return (V8i)_mm256_dpbusd_epi32((__m256i)acc, _mm256_set1_epi8(1), (__m256i)codes);
+}
+
 #define HETRUN_PACKED 1
 constexpr bool kWideDot = true;  // codes of 8 bits are as good as any
 constexpr int kTileVectors = 2, kTilePanelTokens = 8;
@@ -61,6 +86,7 @@ inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     return (Vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, (__m512i)activations);
 }
 inline Vi dot_signed(Vi acc, Vi, Vi) { return acc; }
+inline Vi dot_pairs(Vi a, Vi b) { return (Vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }  // of 16 bits
 
 constexpr int kTileRows = 4, kTileTokens = 4;
 // VPDPBUSD wants unsigned weights; the bias is taken back from the accumulator, in integers.

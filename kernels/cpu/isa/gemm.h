@@ -16,8 +16,6 @@ struct PanelWeights {
 };
 static_assert(sizeof(PanelWeights) * (kGemmColumns / 32) <= kGemmScratchBytes, "a chunk fits its scratch");
 
-typedef int16_t Vs __attribute__((vector_size(sizeof(Vi))));
-
 template <bool Wanted, class C>
 struct FoldOf {
     static constexpr int kShift = C::kShift;
@@ -29,17 +27,17 @@ struct FoldOf<true, C> {
     static constexpr bool kWide = C::kPanelWide;
 };
 
-// codes times the scale of their row and 16 columns, with the offset of the panel's codes.
+typedef uint16_t Vw __attribute__((vector_size(sizeof(Vi))));
+
+// Codes times the scale of their row and 16 columns, with the offset of the panel's codes. Results fit a byte, so that two
+// codes side by side take one multiplication: 256 a + b times a scale is 256 times the one product plus the other.
 template <class C>
 HETRUN_INLINE Vi folded(Vi codes, Vi scale) {
-    const Vs factor = reinterpret_cast<Vs>((scale & splat_int(0xffff)) | scale << 16);
-    const Vs bytes = reinterpret_cast<Vs>(codes);
-    const Vs offset = factor * static_cast<int16_t>(C::kShift ? 1 << C::kShift : 0);
-    const Vs even = (bytes & static_cast<int16_t>(0xff)) * factor - offset;
-    const Vs odd = (bytes >> 8 & static_cast<int16_t>(0xff)) * factor - offset;
-    const Vs bias = Vs{} + static_cast<int16_t>(C::kPanelShift ? 1 << C::kPanelShift : 0);
-    const Vs e = C::kPanelNegative ? bias - even : bias + even, o = C::kPanelNegative ? bias - odd : bias + odd;
-    return reinterpret_cast<Vi>((e & static_cast<int16_t>(0xff)) | o << 8);
+    constexpr uint16_t kBoth = 257, kOffset = C::kShift ? 1 << C::kShift : 0, kBias = C::kPanelShift ? 1 << C::kPanelShift : 0;
+    const Vw factor = reinterpret_cast<Vw>((scale & splat_int(0xffff)) | scale << 16);
+    const Vw products = reinterpret_cast<Vw>(codes) * factor - factor * static_cast<uint16_t>(kBoth * kOffset);
+    const Vw bias = Vw{} + static_cast<uint16_t>(kBoth * kBias);
+    return reinterpret_cast<Vi>(C::kPanelNegative ? bias - products : bias + products);
 }
 
 template <class C, int S>
@@ -162,21 +160,35 @@ HETRUN_INLINE void gemm_tokens(const PanelWeights* w, const PanelBlock* a, size_
     for (; v < n_vectors; ++v) gemm_tile<C, 1, T>(shifted(v), a, n_steps, first, out + v * kLanes);
 }
 
+// A share of the packed weights that come next, on their way from memory while tokens pass.
+template <class C>
+HETRUN_INLINE void fetch_share(const uint8_t* groups, const GemmArgs& g, size_t columns, size_t tile, size_t n_tiles) {
+    const size_t nbytes = columns / C::kBlock * C::kBytes, begin = nbytes * tile / n_tiles, end = nbytes * (tile + 1) / n_tiles;
+    for (size_t i = 0; i < g.n_groups; ++i)
+        for (size_t at = begin; at < end; at += 64) __builtin_prefetch(groups + i * g.group_bytes + at, 0, 2);
+}
+
 template <class C>
 void gemm(const GemmArgs& g) {
     PanelWeights* panel = reinterpret_cast<PanelWeights*>(g.scratch);
     const size_t n_vectors = 16 / kLanes * g.n_groups, n = g.layout->n;
+    const size_t n_tiles = (g.n_tokens + kTilePanelTokens - 1) / kTilePanelTokens;
+    const auto chunk = [n](size_t column) { return n - column < kGemmColumns ? n - column : kGemmColumns; };
     for (size_t column = 0; column < n; column += kGemmColumns) {
-        const size_t columns = n - column < kGemmColumns ? n - column : kGemmColumns;
+        const size_t columns = chunk(column), next = column + columns < n ? column + columns : 0;
         for (size_t i = 0; i < g.n_groups; ++i)
             decode_panel<C>(g.groups + i * g.group_bytes + column / C::kBlock * C::kBytes, columns / C::kBlock, 16 * i, panel);
-        for (size_t t = 0; t < g.n_tokens; t += kTilePanelTokens) {
+        // The next columns, or the first ones of the rows that follow.
+        const uint8_t* groups = g.groups + (next == 0 ? g.n_groups * g.group_bytes : next / C::kBlock * C::kBytes);
+        for (size_t tile = 0; tile < n_tiles; ++tile) {
+            const size_t t = tile * kTilePanelTokens;
             const uint8_t* own = g.panels + t / kPanelTokens * g.layout->panel;
             // A later tile of a panel starts at its tokens' place in each of the arrays.
             const PanelBlock* a = reinterpret_cast<const PanelBlock*>(own + t % kPanelTokens * 4) + column / 32;
             const size_t left = g.n_tokens - t;
             float* out = g.out + t * kPanelRows;
             const bool first = column == 0;
+            fetch_share<C>(groups, g, chunk(next), tile, n_tiles);
             unrolled<kTilePanelTokens>([&](auto i) HETRUN_INLINE_LAMBDA {
                 constexpr int T = decltype(i)::value + 1;
                 if (left == T || (T == kTilePanelTokens && left > T)) gemm_tokens<C, T>(panel, a, columns / 32, first, n_vectors, out);

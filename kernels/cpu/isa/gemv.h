@@ -11,34 +11,93 @@ struct RowSums {
     const int32_t *neg32, *neg16;
 };
 
-template <class C, int S>
-HETRUN_INLINE Vf gemv_step(const Lanes& p, const Head& head, const RowSums& row, size_t b, Vf acc) {
-    const uint8_t* a = row.codes + 32 * b;
-    Vi low, high;
-    if constexpr (C::kScales16) {
-        low = dot_start<C::kWide, C::kShift>(row.neg16 + 2 * b);
-        high = dot_start<C::kWide, C::kShift>(row.neg16 + 2 * b + 1);
+// Bytes ahead of their use for which memory is asked: what both cores want in the time that it takes to answer.
+constexpr size_t kGemvPrefetchBytes = 8192;
+
+template <class C, int S, int J>
+HETRUN_INLINE Vi placed_code(const Lanes& p) {
+    if constexpr (C::kTogether > 1 && kWideDot) {
+        return C::template placed<S, J>(p);
     } else {
-        low = dot_start<C::kWide, C::kShift>(row.neg32 + b);
-        high = Vi{};
+        return C::template code<S, J>(p);
     }
-    unrolled<4>([&](auto j) HETRUN_INLINE_LAMBDA {
-        constexpr int J = decltype(j)::value;
-        low = dot<C::kWide>(low, C::template code<S, J>(p), splat_word(a + 4 * J));
-        high = dot<C::kWide>(high, C::template code<S, J + 4>(p), splat_word(a + 4 * (J + 4)));
-    });
+}
+
+template <class C>
+constexpr int placed_by(int s) {
+    if constexpr (C::kTogether > 1 && kWideDot) {
+        return C::placed_shift(s);
+    } else {
+        return 0 * s;
+    }
+}
+
+// Adds block b of 32 of a row, sub-block S of its super-block, from the sums of its halves. neg_pairs: kPairs' offsets.
+template <class C, int S>
+HETRUN_INLINE Vf gemv_add(const Lanes& p, const Head& head, const RowSums& row, size_t b, Vi low, Vi high,
+                          const int16_t* neg_pairs, Vf acc) {
+    constexpr int kPlaced = placed_by<C>(S);
     const Vf a_scale = splat_at(row.scale + b);
-    if constexpr (C::kScales16) {
-        const Vi sum = low * C::template scale16<S, 0>(p) + high * C::template scale16<S, 1>(p);
+    if constexpr (C::kPairs) {
+        Vs both = reinterpret_cast<Vs>((low >> kPlaced & splat_int(0xffff)) | high << (16 - kPlaced));
+        if constexpr (C::kShift) both += reinterpret_cast<Vs>(splat_word(neg_pairs + 2 * S));
+        const Vi sum = dot_pairs(reinterpret_cast<Vi>(both), C::template pairs<S>(p));
+        acc = fmadd(to_floats(sum), head.d * a_scale, acc);
+    } else if constexpr (C::kScales16) {
+        const Vi sum = (low >> kPlaced) * C::template scale16<S, 0>(p) + (high >> kPlaced) * C::template scale16<S, 1>(p);
         acc = fmadd(to_floats(sum), head.d * a_scale, acc);
     } else {
-        acc = fmadd(to_floats(low + high), C::template scale<S>(p, head) * a_scale, acc);
+        acc = fmadd(to_floats((low + high) >> kPlaced), C::template scale<S>(p, head) * a_scale, acc);
     }
     if constexpr (C::kMin == 32) acc = fmadd(C::template minimum<S>(p, head), splat_at(row.sum32 + b), acc);
     if constexpr (C::kMin == 16) {
         acc = fmadd(C::template minimum16<S, 0>(p, head), splat_at(row.sum16 + 2 * b), acc);
         acc = fmadd(C::template minimum16<S, 1>(p, head), splat_at(row.sum16 + 2 * b + 1), acc);
     }
+    return acc;
+}
+
+// A packed block: N sub-blocks at a time, so that the words that they share are loaded once.
+template <class C>
+HETRUN_INLINE Vf gemv_block(const Lanes& p, const RowSums& row, size_t b, bool fetch, Vf acc) {
+    constexpr int N = kWideDot ? C::kTogether : 1;
+    constexpr size_t kSteps = C::kBlock / 32, kSlots = 8 * kSteps / N, kLines = (C::kBytes + 63) / 64;
+    const Head head = C::head(p);
+    alignas(32) int16_t neg_pairs[2 * kSteps];
+    if constexpr (C::kPairs && C::kShift) {
+        for (size_t i = 0; i < 2 * kSteps; ++i) neg_pairs[i] = static_cast<int16_t>(row.neg16[2 * kSteps * b + i] * (1 << C::kShift));
+    }
+    unrolled<kSteps / N>([&](auto group) HETRUN_INLINE_LAMBDA {
+        constexpr int First = N * decltype(group)::value;
+        const size_t block = kSteps * b + First;
+        Vi sums[2][N];
+        unrolled<8>([&](auto j) HETRUN_INLINE_LAMBDA {
+            constexpr int J = decltype(j)::value, H = J / 4;
+            constexpr size_t kSlot = 8 * First / N + J;
+            if (fetch) {
+#pragma GCC unroll 64
+                for (size_t i = kLines * kSlot / kSlots; i < kLines * (kSlot + 1) / kSlots; ++i)
+                    __builtin_prefetch(p.block + kGemvPrefetchBytes + 64 * i);
+            }
+            unrolled<N>([&](auto q) HETRUN_INLINE_LAMBDA {
+                constexpr int Q = decltype(q)::value, S = First + Q, kPlaced = placed_by<C>(S);
+                if constexpr (J % 4 == 0) {
+                    if constexpr (C::kPairs) {
+                        sums[H][Q] = Vi{};
+                    } else if constexpr (C::kScales16) {
+                        sums[H][Q] = dot_start<C::kWide, C::kShift, kPlaced>(row.neg16 + 2 * (block + Q) + H);
+                    } else {
+                        sums[H][Q] = H == 0 ? dot_start<C::kWide, C::kShift, kPlaced>(row.neg32 + block + Q) : Vi{};
+                    }
+                }
+                sums[H][Q] = dot<C::kWide>(sums[H][Q], placed_code<C, S, J>(p), splat_word(row.codes + 32 * (block + Q) + 4 * J));
+            });
+        });
+        unrolled<N>([&](auto q) HETRUN_INLINE_LAMBDA {
+            constexpr int Q = decltype(q)::value;
+            acc = gemv_add<C, First + Q>(p, head, row, block + Q, sums[0][Q], sums[1][Q], neg_pairs, acc);
+        });
+    });
     return acc;
 }
 
@@ -49,22 +108,13 @@ void gemv(const GemvArgs& g) {
     const auto ints = [&](size_t offset) { return reinterpret_cast<const int32_t*>(g.prepared + offset); };
     const RowSums row = {g.prepared,      floats(l.scale), floats(C::kHalfSum ? l.half_sum32 : l.sum32), floats(l.sum16),
                          ints(l.neg32), ints(l.neg16)};
-    constexpr size_t kSteps = C::kBlock / 32;
     const size_t n_blocks = l.n / C::kBlock;
     for (size_t group = 0; group < g.n_groups; ++group) {
         for (size_t lane = 0; lane < 16; lane += kLanes) {
             Lanes p = {g.groups + group * g.group_bytes, lane};
             Vf acc = {};
-            for (size_t b = 0; b < n_blocks; ++b, p.block += C::kBytes) {
-                if (lane == 0) {
-#pragma GCC unroll 64
-                    for (size_t i = 0; i < C::kBytes; i += 64) __builtin_prefetch(p.block + kPrefetchBytes + i);
-                }
-                const Head head = C::head(p);
-                unrolled<kSteps>([&](auto s) HETRUN_INLINE_LAMBDA {
-                    acc = gemv_step<C, decltype(s)::value>(p, head, row, kSteps * b + decltype(s)::value, acc);
-                });
-            }
+            for (size_t b = 0; b < n_blocks; ++b, p.block += C::kBytes)
+                acc = gemv_block<C>(p, row, b, lane == 0, acc);
             store_floats(g.out + 16 * group + lane, acc);
         }
     }

@@ -153,19 +153,18 @@ inline void float_tile(const float* w, const float* a, size_t a_stride, size_t p
         for (int r = 0; r < R; ++r) out[t * out_stride + r] = lane_sum(acc[r][t]);
 }
 
-template <int R>
-inline void float_rows(const float* w, size_t padded, const MatmulArgs& m, float* out) {
-    const float* a = reinterpret_cast<const float*>(m.prepared + m.layout->floats);
-    const size_t a_stride = m.layout->stride / sizeof(float);
-    size_t t = 0;
-    for (; t + kTileTokens <= m.n_tokens; t += kTileTokens)
-        float_tile<R, kTileTokens>(w, a + t * a_stride, a_stride, padded, out + t * m.out_stride, m.out_stride);
-    for (; t < m.n_tokens; ++t) float_tile<R, 1>(w, a + t * a_stride, a_stride, padded, out + t * m.out_stride, m.out_stride);
+// T tokens from the one at `a` with all decoded rows, while the tokens are in the first-level cache.
+template <int T>
+inline void float_tokens(const float* w, size_t n_rows, size_t padded, const float* a, size_t a_stride, float* out, size_t out_stride) {
+    size_t r = 0;
+    for (; r + kTileRows <= n_rows; r += kTileRows) float_tile<kTileRows, T>(w + r * padded, a, a_stride, padded, out + r, out_stride);
+    for (; r < n_rows; ++r) float_tile<1, T>(w + r * padded, a, a_stride, padded, out + r, out_stride);
 }
 
 template <class Row>
 void matmul_floats(const MatmulArgs& m) {
-    const size_t n = m.layout->n, padded = round_up(n, 16);
+    const size_t n = m.layout->n, padded = round_up(n, 16), a_stride = m.layout->stride / sizeof(float);
+    const float* a = reinterpret_cast<const float*>(m.prepared + m.layout->floats);
     float* w = reinterpret_cast<float*>(m.scratch);
     const size_t step = m.n_tokens > kTileTokens ? kDecodedRows : kTileRows;
     for (size_t first = 0; first < m.n_rows; first += step) {
@@ -176,9 +175,12 @@ void matmul_floats(const MatmulArgs& m) {
             Row::widen(row, n, w + r * padded);
             for (size_t i = n; i < padded; ++i) w[r * padded + i] = 0.0f;
         }
-        size_t r = 0;
-        for (; r + kTileRows <= rows; r += kTileRows) float_rows<kTileRows>(w + r * padded, padded, m, m.out + first + r);
-        for (; r < rows; ++r) float_rows<1>(w + r * padded, padded, m, m.out + first + r);
+        float* out = m.out + first;
+        size_t t = 0;
+        for (; t + kTileTokens <= m.n_tokens; t += kTileTokens)
+            float_tokens<kTileTokens>(w, rows, padded, a + t * a_stride, a_stride, out + t * m.out_stride, m.out_stride);
+        for (; t < m.n_tokens; ++t)
+            float_tokens<1>(w, rows, padded, a + t * a_stride, a_stride, out + t * m.out_stride, m.out_stride);
     }
 }
 

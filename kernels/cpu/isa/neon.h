@@ -40,6 +40,7 @@ inline uint8x8_t load_four(const uint8_t* p) {
 }
 inline Vi load_u8(const uint8_t* p) { return (Vi)vmovl_u16(vget_low_u16(vmovl_u8(load_four(p)))); }
 inline Vi load_i8(const uint8_t* p) { return (Vi)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(load_four(p))))); }
+inline Vi load_u8_pairs(const uint8_t* p) { return (Vi)vmovl_u8(vld1_u8(p)); }
 
 #define HETRUN_PACKED 1
 #define HETRUN_NARROW_GEMV 1

@@ -3,6 +3,7 @@
 // A lane is a row. Both take a row's blocks of 32 in order, with the same products and roundings, so that they give the same
 // bits: acc = fma(integer dot, weight scale * activation scale, acc), then acc = fma(minimum, activation sum, acc).
 // Codes are unsigned; an offset of 2^shift that GGUF subtracts is taken back from the integers by the activations' sums.
+// Where the dot product has room for it, GEMV leaves codes where they stand in their bytes, and shifts the sums instead.
 #pragma once
 
 #include <type_traits>
@@ -14,7 +15,10 @@ namespace {
 #define HETRUN_INLINE inline __attribute__((always_inline))
 #define HETRUN_INLINE_LAMBDA __attribute__((always_inline))
 
+typedef int16_t Vs __attribute__((vector_size(sizeof(Vi))));
+
 constexpr int32_t kNibbles = 0x0f0f0f0f, kTwoBits = 0x03030303, kOneBit = 0x01010101;
+constexpr int32_t bytes_of(int32_t byte) { return static_cast<int32_t>(static_cast<uint32_t>(byte) * 0x01010101u); }
 
 // f(0), f(1), ... f(N - 1), each with its number as a type: loops that must be unrolled.
 template <class F, size_t... I>
@@ -34,6 +38,7 @@ struct Lanes {
     HETRUN_INLINE Vf half(size_t offset) const { return load_half(block + offset + 2 * lane); }
     HETRUN_INLINE Vi u8(size_t offset) const { return load_u8(block + offset + lane); }
     HETRUN_INLINE Vi i8(size_t offset) const { return load_i8(block + offset + lane); }
+    HETRUN_INLINE Vi u8_pairs(size_t offset) const { return load_u8_pairs(block + offset + 2 * lane); }  // two bytes a lane, as 16 bits
 };
 
 struct Head {
@@ -42,10 +47,12 @@ struct Head {
 
 // kShift: log2 of the offset of the codes, 0 for none.   kMin: minima meet sums of 32 or 16 activations.   kHalfSum: of Q8_1.
 // kScales16: integer scales of 16 codes.   kFold: they are multiplied into the panel's codes.   kWide: codes of 8 bits.
+// kPairs: scales and sums of 16 codes fit 16 bits.   kTogether: sub-blocks of 32 whose codes share words.
+// placed<S, J> is code<S, J> times 2^placed_shift(S), at most 8 bits of each byte.
 struct Traits {
     static constexpr size_t kBlock = 32;
-    static constexpr int kShift = 0, kMin = 0;
-    static constexpr bool kHalfSum = false, kScales16 = false, kFold = false, kWide = false;
+    static constexpr int kShift = 0, kMin = 0, kTogether = 1;
+    static constexpr bool kHalfSum = false, kScales16 = false, kFold = false, kWide = false, kPairs = false;
 };
 struct SuperTraits : Traits {
     static constexpr size_t kBlock = 256;
@@ -137,6 +144,12 @@ struct SixBitScales : SuperTraits {  // 8 scales and 8 minima of 6 bits at 64
 
 struct PackedQ4_K : SixBitScales {
     static constexpr size_t kBytes = 2304;
+    static constexpr int kTogether = 2;
+    static constexpr int placed_shift(int s) { return s % 2 * 4; }
+    template <int S, int J>
+    static HETRUN_INLINE Vi placed(const Lanes& p) {
+        return p.word(256 + 64 * (8 * (S / 2) + J)) & splat_int(bytes_of(15 << placed_shift(S)));
+    }
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         const Vi v = p.word(256 + 64 * (8 * (S / 2) + J));
@@ -154,44 +167,70 @@ struct PackedQ5_K : SixBitScales {
     }
 };
 
-struct PackedQ2_K : SuperTraits {
+// Scales of 16 codes in pairs: both of a sub-block of 32 in a lane, 16 bits each.
+template <class C>
+struct ScalePairs : SuperTraits {
+    static constexpr bool kScales16 = true, kFold = true, kPairs = true;
+    template <int S, int H>
+    static HETRUN_INLINE Vi scale16(const Lanes& p) {
+        const Vi pair = C::template pairs<S>(p);
+        return H == 0 ? pair << 16 >> 16 : pair >> 16;
+    }
+};
+
+struct PackedQ2_K : ScalePairs<PackedQ2_K> {
     static constexpr size_t kBytes = 1344;
-    static constexpr int kMin = 16;
-    static constexpr bool kScales16 = true, kFold = true;
+    static constexpr int kMin = 16, kTogether = 4;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), -p.half(32)}; }
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return p.word(320 + 64 * (8 * (S / 4) + J)) >> 2 * (S % 4) & splat_int(kTwoBits);
     }
-    template <int S, int H>
-    static HETRUN_INLINE Vi scale16(const Lanes& p) {
-        return p.u8(64 + 16 * (2 * S + H)) & splat_int(15);
+    static constexpr int placed_shift(int s) { return s % 4 * 2; }
+    template <int S, int J>
+    static HETRUN_INLINE Vi placed(const Lanes& p) {
+        return p.word(320 + 64 * (8 * (S / 4) + J)) & splat_int(bytes_of(3 << placed_shift(S)));
+    }
+    template <int S>
+    static HETRUN_INLINE Vi pairs(const Lanes& p) {
+        return p.u8_pairs(64 + 32 * S) & splat_int(0x000f000f);
     }
     template <int S, int H>
     static HETRUN_INLINE Vf minimum16(const Lanes& p, const Head& h) {
-        return h.m * to_floats(p.u8(64 + 16 * (2 * S + H)) >> 4);
+        const Vi pair = p.u8_pairs(64 + 32 * S);
+        return h.m * to_floats(H == 0 ? pair >> 4 & splat_int(15) : pair >> 20);
     }
     // Products of codes and scales are at most 45.
     static constexpr int kPanelShift = 0;
     static constexpr bool kPanelWide = false, kPanelNegative = false;
 };
 
-struct PackedQ3_K : SuperTraits {
+struct PackedQ3_K : ScalePairs<PackedQ3_K> {
     static constexpr size_t kBytes = 1760;
-    static constexpr int kShift = 2;
-    static constexpr bool kScales16 = true, kFold = true;
+    static constexpr int kShift = 2, kTogether = 8;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), Vf{}}; }
+    template <int J>
+    static HETRUN_INLINE Vi word(const Lanes& p, int i) {
+        return p.word(224 + 64 * (3 * J + i));
+    }
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
-        const Vi low = p.word(736 + 64 * (8 * (S / 4) + J)) >> 2 * (S % 4) & splat_int(kTwoBits);
-        return low | (p.word(224 + 64 * J) >> S & splat_int(kOneBit)) << 2;
+        if (S < 6) return word<J>(p, S / 2) >> 3 * (S % 2) & splat_int(bytes_of(7));
+        return (word<J>(p, S - 6) >> 5 & splat_int(bytes_of(6))) | (word<J>(p, 2) >> S & splat_int(kOneBit));
     }
-    template <int S, int H>
-    static HETRUN_INLINE Vi scale16(const Lanes& p) {
-        constexpr int I = 2 * S + H;
-        const Vi byte = p.u8(32 + 16 * (I % 8));
-        const Vi nibble = I < 8 ? byte & splat_int(15) : byte >> 4;
-        return (nibble | (p.u8(32 + 16 * (8 + I % 4)) >> 2 * (I / 4) & splat_int(3)) << 4) - splat_int(32);
+    static constexpr int placed_shift(int s) { return s < 6 ? s % 2 * 3 : 5; }
+    template <int S, int J>
+    static HETRUN_INLINE Vi placed(const Lanes& p) {
+        if (S < 6) return word<J>(p, S / 2) & splat_int(bytes_of(7 << placed_shift(S)));
+        return (word<J>(p, S - 6) & splat_int(bytes_of(0xc0))) | (word<J>(p, 2) >> (S - 5) & splat_int(bytes_of(0x20)));
+    }
+    template <int S>
+    static HETRUN_INLINE Vi pairs(const Lanes& p) {
+        constexpr int P = S / 2;
+        const Vi byte = p.u8_pairs(32 + 32 * (S % 4)), high = p.u8_pairs(32 + 32 * (4 + S % 2));
+        const Vi nibble = (P < 2 ? byte : byte >> 4) & splat_int(0x000f000f);
+        const Vi two = (P < 2 ? high << (4 - 2 * P) : high >> (2 * P - 4)) & splat_int(0x00300030);
+        return reinterpret_cast<Vi>(reinterpret_cast<Vs>(nibble | two) - static_cast<int16_t>(32));
     }
     // -scale * (code - 4) lies in [-128, 124], the positive product would reach 128.
     static constexpr int kPanelShift = 7;
@@ -200,15 +239,25 @@ struct PackedQ3_K : SuperTraits {
 
 struct PackedQ6_K : SuperTraits {
     static constexpr size_t kBytes = 3360;
-    static constexpr int kShift = 5;
+    static constexpr int kShift = 5, kTogether = 4;
     static constexpr bool kScales16 = true;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), Vf{}}; }
     template <int S, int J>
+    static HETRUN_INLINE Vi word(const Lanes& p, int i) {
+        return p.word(288 + 64 * (24 * (S / 4) + 3 * J + i));
+    }
+    template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
-        constexpr int Q = S % 4;
-        const Vi v = p.word(1312 + 64 * (16 * (S / 4) + 8 * (Q % 2) + J));
-        const Vi low = Q < 2 ? v & splat_int(kNibbles) : v >> 4 & splat_int(kNibbles);
-        return low | (p.word(288 + 64 * (8 * (S / 4) + J)) >> 2 * Q & splat_int(kTwoBits)) << 4;
+        if (S % 4 < 3) return word<S, J>(p, S % 4) & splat_int(bytes_of(63));
+        return (word<S, J>(p, 0) >> 6 & splat_int(kTwoBits)) | (word<S, J>(p, 1) >> 4 & splat_int(bytes_of(12))) |
+               (word<S, J>(p, 2) >> 2 & splat_int(bytes_of(48)));
+    }
+    static constexpr int placed_shift(int s) { return s % 4 < 3 ? 0 : 2; }
+    template <int S, int J>
+    static HETRUN_INLINE Vi placed(const Lanes& p) {
+        if (S % 4 < 3) return code<S, J>(p);
+        return (word<S, J>(p, 0) >> 4 & splat_int(bytes_of(12))) | (word<S, J>(p, 1) >> 2 & splat_int(bytes_of(48))) |
+               (word<S, J>(p, 2) & splat_int(bytes_of(0xc0)));
     }
     template <int S, int H>
     static HETRUN_INLINE Vi scale16(const Lanes& p) {
@@ -225,12 +274,13 @@ HETRUN_INLINE Vi dot(Vi acc, Vi codes, Vi activations) {
         return dot_unsigned(acc, codes, activations);
     }
 }
-template <bool Wide, int Shift>
+// Shift: of the codes' offset.   Placed: of the codes in their bytes.
+template <bool Wide, int Shift, int Placed = 0>
 HETRUN_INLINE Vi dot_start(const int32_t* negated) {
     if constexpr (Shift == 0 || (Wide && !kWideDot)) {
         return Vi{};
     } else {
-        return splat_int(*negated) << Shift;
+        return splat_int(*negated) << (Shift + Placed);
     }
 }
 

@@ -80,30 +80,8 @@ void prepare_int8(const float* x, const PreparedLayout& layout, uint8_t* out) {
     }
 }
 
-// One row into its place in the panel of 8 tokens.
-void fill_panel(const uint8_t* row, const PreparedLayout& layout, size_t token, uint8_t* panel) {
-    const float* scales = reinterpret_cast<const float*>(row + layout.scale);
-    const float* sums32 = reinterpret_cast<const float*>(row + layout.sum32);
-    const float* half_sums32 = reinterpret_cast<const float*>(row + layout.half_sum32);
-    const float* sums16 = reinterpret_cast<const float*>(row + layout.sum16);
-    const int32_t* neg32 = reinterpret_cast<const int32_t*>(row + layout.neg32);
-    const int32_t* neg16 = reinterpret_cast<const int32_t*>(row + layout.neg16);
-    PanelBlock* blocks = reinterpret_cast<PanelBlock*>(panel);
-    for (size_t b = 0; b < layout.n / 32; ++b) {
-        PanelBlock& to = blocks[b];
-        for (size_t j = 0; j < 8; ++j) std::memcpy(to.codes[j][token], row + 32 * b + 4 * j, 4);
-        to.scale[token] = scales[b];
-        to.half_sum32[token] = half_sums32[b];
-        to.sum32[token] = sums32[b];
-        to.neg32[token] = neg32[b];
-        for (size_t i = 0; i < 2; ++i) {
-            to.neg16[i][token] = neg16[2 * b + i];
-            to.sum16[i][token] = sums16[2 * b + i];
-        }
-    }
-}
-
-void rms_norm(const float* x, const float* weight, size_t n, float eps, float* out) {
+// What a row is multiplied by so that its mean square, and eps, become 1.
+inline float rms_factor(const float* x, size_t n, float eps) {
     double lanes[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     size_t i = 0;
     for (; i + 8 <= n; i += 8)
@@ -111,25 +89,62 @@ void rms_norm(const float* x, const float* weight, size_t n, float eps, float* o
     for (; i < n; ++i) lanes[0] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
     double sum = 0;
     for (size_t l = 0; l < 8; ++l) sum += lanes[l];
-    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(sum / static_cast<double>(n)) + eps);
-    for (i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+    return 1.0f / __builtin_sqrtf(static_cast<float>(sum / static_cast<double>(n)) + eps);
+}
+
+void rms_norm(const float* x, const float* weight, size_t n, float eps, float* out) {
+    const float factor = rms_factor(x, n, eps);
+    for (size_t i = 0; i < n; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+void rope(const float* x, const float* cosines, const float* sines, size_t head_dim, size_t n_pairs, bool half, float* out) {
+    size_t i = 0;
+    if (half) {
+        for (; i + kLanes <= n_pairs; i += kLanes) {
+            const Vf a = load_floats(x + i), b = load_floats(x + n_pairs + i);
+            const Vf c = load_floats(cosines + i), s = load_floats(sines + i);
+            store_floats(out + i, a * c - b * s);
+            store_floats(out + n_pairs + i, a * s + b * c);
+        }
+    } else {
+        const Vi lane = lanes(), even = (lane & splat_int(1)) - splat_int(1);  // all bits in even lanes
+        for (; i + kLanes <= n_pairs; i += kLanes) {
+            const Vf cosine = load_floats(cosines + i), sine = load_floats(sines + i);
+            for (int k = 0; k < 2; ++k) {  // of each half of the pairs
+                const Vi pair = (lane >> 1) + splat_int(k * static_cast<int>(kLanes / 2));
+                const Vf own = load_floats(x + 2 * i + static_cast<size_t>(k) * kLanes);
+                const Vf other = __builtin_shuffle(own, lane ^ splat_int(1));
+                const Vf c = own * __builtin_shuffle(cosine, pair), s = other * __builtin_shuffle(sine, pair);
+                store_floats(out + 2 * i + static_cast<size_t>(k) * kLanes, even ? c - s : c + s);
+            }
+        }
+    }
+    const size_t step = half ? 1 : 2, apart = half ? n_pairs : 1;
+    for (; i < n_pairs; ++i) {
+        const float a = x[i * step], b = x[i * step + apart];
+        out[i * step] = a * cosines[i] - b * sines[i];
+        out[i * step + apart] = a * sines[i] + b * cosines[i];
+    }
+    if (out != x) {
+        for (i = 2 * n_pairs; i < head_dim; ++i) out[i] = x[i];
+    }
 }
 
 // exp to about 2 ulp: 2^k * p(r), |r| <= ln 2 / 2. NaN stays NaN.
 inline Vf exponential(Vf x) {
     const Vf low = splat(-87.0f), high = splat(88.5f);
     const Vf bounded = x < low ? low : x > high ? high : x;
-    const Vf shifted = bounded * splat(1.44269504f) + splat(kRound);
+    const Vf shifted = fmadd(bounded, splat(1.44269504f), splat(kRound));
     const Vf k = shifted - splat(kRound);
-    const Vf r = (bounded - k * splat(0.693145752f)) - k * splat(1.42860677e-6f);
+    const Vf r = fmadd(k, splat(-1.42860677e-6f), fmadd(k, splat(-0.693145752f), bounded));
     Vf p = splat(1.0f / 5040.0f);
-    p = p * r + splat(1.0f / 720.0f);
-    p = p * r + splat(1.0f / 120.0f);
-    p = p * r + splat(1.0f / 24.0f);
-    p = p * r + splat(1.0f / 6.0f);
-    p = p * r + splat(0.5f);
-    p = p * r + splat(1.0f);
-    p = p * r + splat(1.0f);
+    p = fmadd(p, r, splat(1.0f / 720.0f));
+    p = fmadd(p, r, splat(1.0f / 120.0f));
+    p = fmadd(p, r, splat(1.0f / 24.0f));
+    p = fmadd(p, r, splat(1.0f / 6.0f));
+    p = fmadd(p, r, splat(0.5f));
+    p = fmadd(p, r, splat(1.0f));
+    p = fmadd(p, r, splat(1.0f));
     const Vf power = as_floats((as_ints(shifted) - splat_int(0x4b400000 - 127)) << 23);
     const Vf result = p * power;
     return x < low ? Vf{} : x > splat(88.7f) ? splat(__builtin_inff()) : result;

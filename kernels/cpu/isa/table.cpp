@@ -4,6 +4,11 @@
 // clang-format off
 #include "rowwise.h"
 #include "attend.h"
+#ifdef HETRUN_NARROW_GEMV
+#include "panel_rows.h"
+#elif defined(HETRUN_PACKED)
+#include "panel.h"
+#endif
 // clang-format on
 
 #define HETRUN_TYPES(X)                                                                                          \
@@ -22,8 +27,11 @@ constexpr Kernels table() {
 #define HETRUN_ENTER(type) k.types[static_cast<size_t>(TensorType::type)] = &HETRUN_NAME(HETRUN_ISA, type);
     HETRUN_TYPES(HETRUN_ENTER)
     k.prepare_int8 = prepare_int8;
-    k.fill_panel = fill_panel;
+#ifdef HETRUN_PACKED
+    k.prepare_panel = prepare_panel;
+#endif
     k.rms_norm = rms_norm;
+    k.rope = rope;
     k.gated = gated;
     k.add = add;
     k.scale = scale;

@@ -42,6 +42,11 @@ inline Vf load_half(const uint8_t* p) {
     return as_floats((magnitude < 0x00800000 ? as_ints(small) : large) | sign);
 }
 #endif
+inline Vi lanes() {  // 0, 1, 2, ...
+    Vi v{};
+    for (size_t i = 0; i < kLanes; ++i) v[i] = static_cast<int32_t>(i);
+    return v;
+}
 inline Vf splat_at(const float* p) { return splat(*p); }
 
 }  // namespace

@@ -8,6 +8,7 @@ import struct
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
@@ -15,7 +16,10 @@ from hetrun.ops import Embedding, KvSpec
 from hetrun.tensor import Weight
 from hetrun_cpu import native
 from hetrun_cpu.program import CpuProgram
-from hetrun_cpu.steps import KV_FORMATS, Kind, pack
+from hetrun_cpu.steps import DEQUANTISED_TYPES, KV_FORMATS, Kind, pack
+
+if TYPE_CHECKING:
+    from hetrun_cpu.dequantised import Dequantised
 
 BASIS = "measured:cpu"
 
@@ -186,6 +190,7 @@ class CpuExecutable:
         self._pins: list[native.Pinned] = []
         self._packed: Mapping[str, _PackedWeight] = {}
         self._looked_up: list[_Pages] = []
+        self._dequantised: list[Dequantised] = []
         self._report = native.Report()
         self._report_reference = ctypes.byref(self._report)
         try:
@@ -203,13 +208,16 @@ class CpuExecutable:
         state_index = {kv.name: i for i, kv in enumerate(program.states)}
         handles = (ctypes.c_void_p * max(1, len(states)))(*(s.handle for s in states))
         frequencies = (ctypes.c_double * max(1, len(program.frequencies)))(*program.frequencies)
-        table = (native.Weight * max(1, len(program.weights)))(*(self._weight(w, weights) for w in program.weights))
+        views = (self._weight(device, w, weights) for w in program.weights)
+        table = (native.Weight * max(1, len(program.weights)))(*views)
         multiplied = {w.name: table[weight_index[w.name]] for w in program.multiplied}
         self._packed = device.packed(multiplied)
         for name, packed in self._packed.items():
             multiplied[name].packed = packed.address
         for op in program.segment.ops:
-            if isinstance(op, Embedding) and (op.weight.name not in multiplied or multiplied[op.weight.name].packed):
+            if not isinstance(op, Embedding) or op.weight.type.name in DEQUANTISED_TYPES:
+                continue
+            if op.weight.name not in multiplied or multiplied[op.weight.name].packed:
                 self._looked_up += _pages(weights[op.weight.name])
         spec = native.Spec(
             b"".join(pack(s, value_index, weight_index, state_index) for s in program.steps),
@@ -258,13 +266,19 @@ class CpuExecutable:
             )
         return self._pin(view, writable=True).address
 
-    def _weight(self, weight: Weight, weights: Mapping[str, memoryview]) -> native.Weight:
+    def _weight(self, device: CpuDevice, weight: Weight, weights: Mapping[str, memoryview]) -> native.Weight:
         view = weights.get(weight.name)
         if view is None or view.nbytes != weight.nbytes:
             held = "nothing" if view is None else f"{view.nbytes} bytes"
             raise DeviceError(
                 f"segment {self._name}: weight {weight.name} has {weight.nbytes} bytes, but was given {held}"
             )
+        if weight.type.name in DEQUANTISED_TYPES:
+            self._pin(view)
+            values = device.dequantised(weight, view)
+            self._dequantised.append(values)
+            pin = self._pin(values.values)
+            return native.Weight(pin.address, pin.nbytes, _rows(weight.shape), weight.shape[-1], values.type.id, 0, 0)
         of_file = isinstance(view.obj, mmap.mmap) and view.readonly
         if of_file and len(weight.shape) == 1:
             # A page of a file that is read brings fifteen neighbours along: norms would map megabytes of weights.
@@ -301,6 +315,7 @@ class CpuExecutable:
         self._pins.clear()
         self._packed = {}
         self._looked_up = []
+        self._dequantised = []
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -318,6 +333,7 @@ class CpuDevice:
         self._view: _BatchView | None = None
         # An executable keeps its blocks where they are, and the entries with them: addresses tell weights apart.
         self._packed: weakref.WeakValueDictionary[tuple[str, int, int], _PackedWeight] = weakref.WeakValueDictionary()
+        self._values: weakref.WeakValueDictionary[tuple[str, int, int], Dequantised] = weakref.WeakValueDictionary()
         self._parts: weakref.WeakSet[HostBuffer | CpuState | CpuExecutable] = weakref.WeakSet()
         threads, isa = int(info.model["threads"]), int(info.model["isa"])
         if not 1 <= threads <= 1024:
@@ -360,6 +376,23 @@ class CpuDevice:
             made = _Pack(self._open_handle(), [weights[name] for name in new])
             for name, address in zip(new, made.addresses, strict=True):
                 self._packed[keys[name]] = found[name] = _PackedWeight(made, address)
+        return found
+
+    def dequantised(self, weight: Weight, blocks: memoryview) -> Dequantised:
+        """Values of a weight that no kernel reads, shared as packed ones are. Pages of its file go back meanwhile."""
+        from hetrun_cpu.dequantised import dequantise
+
+        pin = native.Pinned(blocks)
+        key = (weight.name, pin.address, pin.nbytes)
+        pin.close()
+        found = self._values.get(key)
+        if found is None:
+
+            def done(start: int, end: int) -> None:
+                for pages in _pages(blocks[start:end]):
+                    pages.release()
+
+            self._values[key] = found = dequantise(weight, blocks, done)
         return found
 
     def view_of(self, batch: Batch) -> _BatchView:

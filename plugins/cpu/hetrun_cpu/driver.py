@@ -23,12 +23,12 @@ from hetrun.errors import DeviceError
 from hetrun.ops import OP_TYPES, Attention, Op
 from hetrun.tensor import Weight
 from hetrun_cpu.host import memory_bytes, processor_name, usable_cores
-from hetrun_cpu.program import SPACE, compile_segment
-from hetrun_cpu.steps import FLOAT_TYPES, KV_FORMATS, QUANTISED_TYPES
+from hetrun_cpu.program import SPACE, as_run, compile_segment
+from hetrun_cpu.steps import DEQUANTISED_TYPES, FLOAT_TYPES, KV_FORMATS, QUANTISED_TYPES
 
 MAX_THREADS = 1024
 SETTINGS = ("threads", "isa", "counters")
-TYPES = FLOAT_TYPES | QUANTISED_TYPES
+TYPES = FLOAT_TYPES | QUANTISED_TYPES | DEQUANTISED_TYPES
 
 # analytic: orders of magnitude of a current core, until `hetrun calibrate` measures them: int8 products,
 # the memory's share of one core, the barrier and loop overhead of a step.
@@ -92,7 +92,7 @@ class CpuDriver:
 
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
         reason = _refusal(op)
-        return Unsupported(reason) if reason else roofline(op, workload, info, BASIS)
+        return Unsupported(reason) if reason else roofline(as_run(op), workload, info, BASIS)
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
         """DeviceError where an op is one that `estimate` refuses."""

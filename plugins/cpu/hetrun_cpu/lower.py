@@ -2,6 +2,7 @@
 
 - Matmuls with the same input share one PREPARE, which also does the RMS norm where only they read it.
 - A bias, then a residual add, joins the matmul before it; gate, up and their activation are one matmul step.
+- What gate and up give is prepared on the spot where only matmuls of codes read it.
 - Rope joins the KV store (keys) and the attention (queries) that alone read it.
 """
 
@@ -29,7 +30,7 @@ from hetrun.ops import (
     Value,
 )
 from hetrun.tensor import Weight
-from hetrun_cpu.steps import FLOAT_TYPES, FUNCTIONS, Flag, Kind, Step, prepared_width
+from hetrun_cpu.steps import FUNCTIONS, QUANTISED_TYPES, Flag, Kind, Step, prepared_width
 
 Table = tuple[tuple[float, ...], float]
 """Frequencies and magnitude of a rope table."""
@@ -170,10 +171,10 @@ class _Lowering:
         x = first.x
         group = [r for r in self.readers[x.name] if isinstance(r, MatMul) and r.name not in self.done]
         types = {m.weight.type.name for m in group}
-        floats = bool(types & FLOAT_TYPES)
-        int8 = bool(types - FLOAT_TYPES)
+        floats = bool(types - QUANTISED_TYPES)
+        int8 = bool(types & QUANTISED_TYPES)
 
-        prepared = Value(f"{x.name}#prepared", prepared_width(x.width, int8, floats), x.rows)
+        prepared = Value(_scratch_name(x), prepared_width(x.width, int8, floats), x.rows)
         flags = (Flag.PREPARE_INT8 if int8 else Flag.NONE) | (Flag.PREPARE_FLOAT if floats else Flag.NONE)
         norm = self.producers.get(x.name)
         if isinstance(norm, RmsNorm) and self._folds_into_prepare(norm):
@@ -239,11 +240,19 @@ class _Lowering:
         return Step(
             Kind.MATMUL,
             gated.name,
-            (prepared.name, None),
+            (prepared.name, self._prepared_by(gated)),
             (gate.weight, up.weight),
             (gate_bias, up_bias),
             function=FUNCTIONS[gated.function],
         )
+
+    def _prepared_by(self, gated: GatedActivation) -> str | None:
+        """The scratch that the step of gate and up may fill itself: only matmuls of codes read the result."""
+        readers = self.readers.get(gated.name, [])
+        if gated.name in self.kept or not readers:
+            return None
+        of_codes = all(isinstance(r, MatMul) and r.weight.type.name in QUANTISED_TYPES for r in readers)
+        return _scratch_name(gated.output) if of_codes else None
 
     def _end_name(self, matmul: MatMul) -> str:
         bias = self._only_reader(matmul.output)
@@ -256,6 +265,10 @@ class _Lowering:
         return reader if isinstance(reader, GatedActivation) else None
 
 
+def _scratch_name(x: Value) -> str:
+    return f"{x.name}#prepared"
+
+
 def _half(op: Rope) -> Flag:
     return Flag.ROPE_HALF if op.layout == "half" else Flag.NONE
 
@@ -264,9 +277,15 @@ def _with_flags(step: Step, flags: Flag) -> Step:
     return replace(step, flags=step.flags | flags)
 
 
+def _filled(step: Step) -> set[str]:
+    """The scratch that a step of gate and up names as an input, and fills."""
+    name = step.inputs[1] if step.kind is Kind.MATMUL and step.weights[1] is not None else None
+    return set() if name is None else {name}
+
+
 def step_reads(step: Step) -> set[str]:
     """Names of values, states and rope tables that the step reads."""
-    names = {name for name in step.inputs if name is not None}
+    names = {name for name in step.inputs if name is not None} - _filled(step)
     if step.kind is Kind.ATTEND and step.state is not None:
         names.add(f"kv:{step.state}")
     if step.rope is not None and step.kind is not Kind.ROPE_TABLE:
@@ -276,7 +295,7 @@ def step_reads(step: Step) -> set[str]:
 
 def step_writes(step: Step) -> set[str]:
     """Names of values, states and rope tables that the step writes."""
-    names = set() if step.out is None else {step.out}
+    names = _filled(step) if step.out is None else {step.out} | _filled(step)
     if step.kind is Kind.KV_STORE:
         names.add(f"kv:{step.state}")
     if step.kind is Kind.ROPE_TABLE:

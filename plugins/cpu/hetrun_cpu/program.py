@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from hetrun.device import Segment, residents
 from hetrun.errors import DeviceError
-from hetrun.ops import Attention, KvSpec
+from hetrun.ops import Attention, KvSpec, Op
 from hetrun.tensor import Weight
 from hetrun_cpu.arena import lifetimes, place, with_barriers
 from hetrun_cpu.lower import Lowered, lower, weights_of
-from hetrun_cpu.steps import PANEL_TOKENS, Kind, Step
+from hetrun_cpu.steps import DEQUANTISED_TYPES, PANEL_TOKENS, Kind, Step, as_stored
 
 SPACE = "host"
 
@@ -84,7 +84,7 @@ def compile_segment(segment: Segment) -> CpuProgram:
     ropes, frequencies = _ropes(lowered, offsets)
     resident: dict[tuple[str, str], int] = {}
     for op in segment.ops:
-        resident.update(residents(op, SPACE))
+        resident.update(residents(as_run(op), SPACE))
     resident[SPACE, f"{segment.name}#arena"] = arena_bytes
     states = {op.kv.name: op.kv for op in segment.ops if isinstance(op, Attention)}
     return CpuProgram(
@@ -98,6 +98,14 @@ def compile_segment(segment: Segment) -> CpuProgram:
         frequencies,
         arena_bytes,
     )
+
+
+def as_run(op: Op) -> Op:
+    """The op with its weights in the types that memory holds them in."""
+    if not any(w.type.name in DEQUANTISED_TYPES for w in op.weights):
+        return op
+    values = {f.name: getattr(op, f.name) for f in fields(op)}
+    return replace(op, **{name: as_stored(v) for name, v in values.items() if isinstance(v, Weight)})
 
 
 def _memory_rows(rows: int, scratch: bool) -> int:

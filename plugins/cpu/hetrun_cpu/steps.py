@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from hetrun.tensor import Weight
+from hetrun.tensor import TENSOR_TYPES, Weight
 
 
 class Kind(IntEnum):
@@ -45,6 +45,17 @@ QUANTISED_TYPES = frozenset(
         *("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"),
     )
 )
+DEQUANTISED_TYPES = frozenset(
+    ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "NVFP4"),
+)
+"""Types that no kernel reads: the gguf package dequantises them when a segment is loaded."""
+
+
+def as_stored(weight: Weight) -> Weight:
+    """The weight in the type that memory holds it in: F16 for types that are dequantised (dequantised.py says why)."""
+    if weight.type.name not in DEQUANTISED_TYPES:
+        return weight
+    return Weight(weight.name, TENSOR_TYPES["F16"], weight.shape)
 
 
 PANEL_TOKENS = 8

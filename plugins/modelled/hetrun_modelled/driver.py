@@ -1,6 +1,6 @@
 """A driver without hardware: one device for each shipped profile, "model:<profile>".
 
-The probe's settings may name more profiles: `[drivers.modelled] profiles = ["my-board.toml"]` in a system file.
+The probe's settings may name more profiles; `profiles = ["my-board.toml"]` in a system file becomes such a setting.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ModelledDriver:
         raise DeviceError(f"{info.id} is modelled from a profile: it can be planned for, not run", remedy=_REMEDY)
 
 
-_REMEDY = 'plan for it with "hetrun plan", and generate on a device that "hetrun devices" shows as ready'
+_REMEDY = 'plan for it with "hetrun plan"; to generate, a device that "hetrun devices" shows as ok stands in for it'
 
 
 @cache
@@ -110,7 +110,7 @@ def _info(profile: DeviceProfile) -> ModelledInfo:
 
 def _launch(profile: DeviceProfile) -> Cost:
     seconds, watts = profile.launch_s.value, profile.model.get("watts")
-    return Cost(seconds, profile.launch_s.basis, joules=None if watts is None else seconds * watts.value)
+    return Cost(seconds, profile.basis, joules=None if watts is None else seconds * watts.value)
 
 
 def _profile(info: DeviceInfo) -> DeviceProfile:
@@ -123,9 +123,14 @@ def _profile_paths(config: Mapping[str, object]) -> Sequence[Path]:
     if unknown:
         raise ConfigError(f"driver modelled: unknown setting {unknown[0]!r}", remedy="it takes profiles = [paths]")
     paths = config.get("profiles", [])
-    if not isinstance(paths, Sequence) or isinstance(paths, str):
+    if not isinstance(paths, Sequence) or isinstance(paths, str) or not all(isinstance(p, (str, Path)) for p in paths):
         raise ConfigError(f"driver modelled: profiles is {paths!r}", remedy="give a list of paths")
-    return [Path(str(p)) for p in paths]
+    found = [Path(p) for p in paths]
+    names = [*shipped("devices"), *(p.stem for p in found)]
+    for path in found:
+        if names.count(path.stem) > 1:
+            raise ConfigError(f"driver modelled: {path}: a second profile {path.stem!r}", remedy="rename the file")
+    return found
 
 
 def _refusals(profile: DeviceProfile, op: Op) -> Iterator[str]:

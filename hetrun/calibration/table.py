@@ -1,0 +1,189 @@
+"""The calibration of one device: prices of terms, found by measuring, and the costs that follow from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from hetrun.calibration.terms import BY_CONTEXT, Terms, family, rows_of, terms, visible_keys
+from hetrun.device import Basis, Cost, DeviceInfo, Link, MemorySpace
+from hetrun.ops import Op, Workload
+
+Levels = tuple[tuple[float, float], ...]
+"""(footprint in bytes or keys that a query sees, seconds a unit), ascending; one entry where neither matters."""
+
+
+_BEYOND_CACHES_BYTES = 32_000_000
+_READING = 0.3  # measured: an EPYC whose arithmetic ran at half its speed read memory 1.2 times as slowly
+
+
+@dataclass(frozen=True)
+class LinkTimes:
+    """Links of one memory space, as measured."""
+
+    upload: tuple[float, float]
+    download: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One program that was timed.
+
+    group: what was measured together.   terms: sum over the program's ops.   n_tokens: rows.   footprint: bytes of its
+    weights.   seconds: median of a run, without the launch.   estimate_s: the driver's own answer.
+    others: share of the processor that other programs took, or None where the system does not say.
+    probe_s: what a probe of the machine's speed took meanwhile, 0 where there was none.
+    """
+
+    group: str
+    program: str
+    n_tokens: int
+    footprint: int
+    seconds: float
+    estimate_s: float
+    terms: Terms
+    kinds: Mapping[str, float]
+    others: float | None = None
+    probe_s: float = 0.0
+
+    def at_speed(self, probe_s: float | None) -> float:
+        """Seconds where the probe takes probe_s: arithmetic takes as much longer as it does, reading weights from
+        memory hardly.
+        """
+        if not probe_s or not self.probe_s:
+            return self.seconds
+        reading = self.n_tokens == 1 and self.footprint > _BEYOND_CACHES_BYTES
+        return float(self.seconds * (probe_s / self.probe_s) ** (_READING if reading else 1.0))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A small model that the prices were not found from, in whole steps.   before_s: by the driver's own estimate.
+
+    after_s: by the prices.
+    """
+
+    what: str
+    measured_s: float
+    before_s: float
+    after_s: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """prices: seconds a unit of each term, by number of rows.   ratios: measured over estimated time, by op kind.
+
+    launch_s: one run of a segment, as a session sees it.   links: (latency_s, bytes_per_s) by memory space.
+    probe_s: what a probe took while the machine was as these figures have it.   date: ISO, UTC.
+    others: share of the processor that other programs took meanwhile, None where not known.
+    """
+
+    device: str
+    fingerprint: str
+    description: str
+    version: str
+    date: str
+    launch_s: float | None
+    prices: Mapping[int, Mapping[str, Levels]]
+    ratios: Mapping[str, float]
+    links: Mapping[str, LinkTimes]
+    observations: tuple[Observation, ...] = ()
+    checks: tuple[Check, ...] = ()
+    others: float | None = None
+    probe_s: float | None = None
+    _answers: dict[object, float] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def basis(self) -> Basis:
+        return f"measured:calibration of {self.date[:10]}, interpolated"
+
+    def cost(self, estimate: Cost, op: Op, workload: Workload, footprint: int, again: bool) -> Cost:
+        """The driver's answer with the time that measurements give it.
+
+        Where the op's kind was measured, but not its tensor type or KV format, the estimate is scaled as its kind was
+        off; where its kind was not, it stays as it is. Joules follow the seconds.
+        """
+        seconds, basis = self.seconds(op, workload, footprint, again), self.basis
+        if seconds is None:
+            ratio = self.ratios.get(op.kind)
+            if ratio is None:
+                return estimate
+            seconds = estimate.seconds * ratio
+            basis = f"{estimate.basis}, scaled by the calibration of {self.date[:10]}"
+        joules = estimate.joules
+        if joules is not None and estimate.seconds > 0:
+            joules *= seconds / estimate.seconds
+        return replace(estimate, seconds=seconds, basis=basis, joules=joules)
+
+    def seconds(self, op: Op, workload: Workload, footprint: int, again: bool) -> float | None:
+        """Predicted time inside a run, or None where nothing like the op was measured."""
+        rows = rows_of(op, workload)
+        if rows <= 0:
+            return 0.0
+        parts = terms(op, workload, again)
+        key = (rows, footprint, *parts.items())
+        if key not in self._answers:
+            found = self._interpolated(parts, rows, footprint)
+            if found is None:
+                return None
+            self._answers[key] = found
+        return self._answers[key]
+
+    def refine(self, info: DeviceInfo) -> DeviceInfo:
+        """`info` with launch and links as measured."""
+        launch = info.launch
+        if self.launch_s is not None:
+            scale = self.launch_s / launch.seconds if launch.seconds > 0 else 1.0
+            joules = None if launch.joules is None else launch.joules * scale
+            launch = replace(launch, seconds=self.launch_s, basis=self._measured, joules=joules)
+        return replace(info, launch=launch, spaces=tuple(map(self._refine_space, info.spaces)))
+
+    @property
+    def _measured(self) -> Basis:
+        return f"measured:calibration of {self.date[:10]}"
+
+    def _refine_space(self, space: MemorySpace) -> MemorySpace:
+        times = self.links.get(space.name)
+        if times is None or space.upload is None or space.download is None:
+            return space
+        upload, download = (Link(*t, self._measured) for t in (times.upload, times.download))
+        return replace(space, upload=upload, download=download)
+
+    def _interpolated(self, parts: Terms, rows: int, footprint: int) -> float | None:
+        """Along a power law between the numbers of rows that were measured; in proportion beyond the largest."""
+        kind = family(next(iter(parts)))
+        grid = sorted(n for n, prices in self.prices.items() if kind in prices)
+        if not grid:
+            return None
+        low = max((n for n in grid if n <= rows), default=grid[0])
+        high = min((n for n in grid if n >= rows), default=grid[-1])
+        at_low, at_high = (self.priced(parts, n, footprint) for n in (low, high))
+        if low == high:
+            return at_low * max(1.0, rows / low)
+        if at_low <= 0 or at_high <= 0:
+            return at_low + (at_high - at_low) * (rows - low) / (high - low)
+        share = math.log(rows / low) / math.log(high / low)
+        return math.exp((1 - share) * math.log(at_low) + share * math.log(at_high))
+
+    def priced(self, parts: Terms, n: int, footprint: int) -> float:
+        """Seconds of terms at a number of rows that was timed.   parts: of one op, or summed over several alike."""
+        prices = self.prices[n]
+        total = 0.0
+        for name, quantity in parts.items():
+            at = visible_keys(parts) if name.endswith(BY_CONTEXT) else float(footprint)
+            total += quantity * _at(prices.get(name, ()), at)
+        return total
+
+
+def _at(levels: Sequence[tuple[float, float]], at: float) -> float:
+    """A price between levels: linear in the level's logarithm, constant beyond the ends."""
+    if not levels:
+        return 0.0
+    for (low, a), (high, b) in pairwise(levels):
+        if at <= low:
+            return a
+        if at < high:
+            return a + (b - a) * math.log(at / low) / math.log(high / low)
+    return levels[-1][1]

@@ -1,0 +1,1 @@
+"""Measures devices: small programs through the ordinary contract, and prices that explain their times."""

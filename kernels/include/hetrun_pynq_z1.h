@@ -1,0 +1,105 @@
+// C ABI of libhetrun_pynq_z1.so: weights and activations into the engine's form, launches over a seam of register access, and the
+// engine itself (kernels/pynq_z1/hls) compiled for this machine.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HETRUN_PYNQ_ABI 1
+
+uint32_t hetrun_pynq_abi(void);
+
+// Bytes of a GGUF matrix [n_rows, n_columns] as the engine reads it (hls/formats.h): rows padded to 8, columns to 64 (256 for
+// super-blocks, which need no padding). 0 where the format is none of HETRUN_PYNQ_FORMAT_* or columns are no whole blocks.
+uint64_t hetrun_pynq_stream_bytes(uint32_t format, uint64_t n_rows, uint64_t n_columns);
+
+// Writes that many bytes. blocks: the GGUF matrix.
+void hetrun_pynq_pack(uint32_t format, uint64_t n_rows, uint64_t n_columns, const uint8_t* blocks, uint8_t* stream);
+
+// One token: int8 codes [padded] and scales [padded / block], zeros beyond n. block: 256 or 32; padded: a multiple of it.
+// scale = largest magnitude / 127, code = round to nearest even(x * (127 / largest)): never -128. A block with a NaN or an infinity
+// has a NaN for a scale, one whose largest magnitude is below 1e-35 has zeros.
+void hetrun_pynq_quantize(const float* x, uint64_t n, uint64_t padded, uint32_t block, int8_t* codes, float* scales);
+
+// How a launcher reaches a board: registers at byte offsets, and caches by physical address.
+typedef struct {
+    void* context;
+    uint32_t (*read)(void* context, uint32_t offset);
+    void (*write)(void* context, uint32_t offset, uint32_t value);
+    void (*flush)(void* context, uint32_t address, uint32_t nbytes);
+    void (*invalidate)(void* context, uint32_t address, uint32_t nbytes);
+} hetrun_pynq_seam;
+
+// A matmul of a launch, in the order of waves.
+typedef struct {
+    uint32_t format, n_rows, n_columns;
+    uint32_t input;
+    uint32_t weights;         // physical address
+    uint32_t out;             // physical address of float [tokens, n_rows]
+    uint32_t rows_are_outputs;  // 1: of the rows whose logits are wanted
+    uint32_t wave;            // a wave reads what earlier ones wrote
+} hetrun_pynq_matmul;
+
+// A float matrix that matmuls read.
+typedef struct {
+    const float* data;  // as the host addresses it
+    uint32_t address;   // the same, physical, where an earlier wave wrote it; else 0
+    uint32_t width, rows_are_outputs;
+} hetrun_pynq_input;
+
+// Memory that a launch may use: physical address and the host's view of it.
+typedef struct {
+    uint8_t* data;
+    uint32_t address, nbytes;
+} hetrun_pynq_window;
+
+typedef struct {
+    uint64_t busy_cycles, stall_cycles, n_descriptors, n_launches;
+    uint32_t status;  // HETRUN_PYNQ_STATUS_* of the engine
+} hetrun_pynq_report;
+
+enum {
+    HETRUN_PYNQ_OK = 0,
+    HETRUN_PYNQ_NO_ROOM = 1,       // the window is too small
+    HETRUN_PYNQ_TIMEOUT = 2,       // the engine did not finish in time
+    HETRUN_PYNQ_ENGINE_ERROR = 3,  // report->status says which
+};
+
+// Bytes of a window that serves any launch of these matmuls with up to max_tokens rows.
+uint64_t hetrun_pynq_window_bytes(const hetrun_pynq_matmul* matmuls, uint32_t n_matmuls, const hetrun_pynq_input* inputs,
+                                  uint32_t n_inputs, uint32_t max_tokens);
+
+// Quantises, writes descriptors, starts the engine and waits, wave by wave. n_tokens, n_outputs: rows of this step; 0 is legal.
+int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* window, const hetrun_pynq_matmul* matmuls,
+                        uint32_t n_matmuls, const hetrun_pynq_input* inputs, uint32_t n_inputs, uint32_t n_tokens,
+                        uint32_t n_outputs, double timeout_s, hetrun_pynq_report* report);
+
+// What the timing model (timing/timing.h) gives for a matmul of n_tokens rows, all its descriptors, in cycles of the fabric.
+typedef struct {
+    uint64_t cycles, busy_cycles, memory_stalls, lane_stalls, n_descriptors;
+} hetrun_pynq_timing;
+void hetrun_pynq_matmul_timing(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, hetrun_pynq_timing* timing);
+
+// The same of the published design (timing/secda.h). block_words: 32-bit words of a super-block; copied: 1 where the weights lie
+// beyond the CMA window. Times in seconds, at clock_hz.
+typedef struct {
+    uint64_t tile_rows, n_tiles, compute_cycles, input_words, weight_words;
+    double copy_s, dma_s, compute_s, call_s;
+} hetrun_pynq_secda_timing;
+void hetrun_pynq_secda_matmul(uint32_t n_rows, uint32_t n_blocks, uint32_t n_tokens, uint32_t block_words, uint32_t copied,
+                              uint32_t clock_hz, hetrun_pynq_secda_timing* timing);
+
+// A board that is simulated by the engine's own source: `memory` is its DDR from physical address 0 on.
+typedef struct hetrun_pynq_csim hetrun_pynq_csim;
+hetrun_pynq_csim* hetrun_pynq_csim_create(uint8_t* memory, uint64_t nbytes);
+void hetrun_pynq_csim_destroy(hetrun_pynq_csim* board);
+uint32_t hetrun_pynq_csim_read(void* board, uint32_t offset);
+void hetrun_pynq_csim_write(void* board, uint32_t offset, uint32_t value);
+void hetrun_pynq_csim_cache(void* board, uint32_t address, uint32_t nbytes);  // nothing to do
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,165 @@
+// hls::stream and dataflow regions on a host.
+//
+// Plain: each process of a region runs to its end before the next; streams grow as they must and remember how far.
+// HETRUN_PYNQ_BOUNDED: a thread a process and streams of the depth they are given; a deadlock ends the program with
+// kDeadlock and the name of the stream.
+#pragma once
+
+#ifdef __SYNTHESIS__
+
+#include <hls_stream.h>
+// The caller's body is then a dataflow region.
+#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f) \
+    _Pragma("HLS DATAFLOW") a;                  \
+    b;                                          \
+    c;                                          \
+    d;                                          \
+    e;                                          \
+    f;
+
+#else
+
+// The processes of a dataflow region, in the order of their data.
+#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f) \
+    hls::dataflow([&] { a; }, [&] { b; }, [&] { c; }, [&] { d; }, [&] { e; }, [&] { f; });
+
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+#ifdef HETRUN_PYNQ_BOUNDED
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#endif
+
+namespace hls {
+
+#ifdef HETRUN_PYNQ_BOUNDED
+constexpr int kDeadlock = 42;
+
+// One lock for all streams: a deadlock is when every process that still runs waits.
+struct Region {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int running = 0, waiting = 0;
+    unsigned long changes = 0;
+
+    static Region& get() {
+        static Region region;
+        return region;
+    }
+    void note() {
+        ++changes;
+        waiting = 0;
+        changed.notify_all();
+    }
+    template <class Ready>
+    void await(std::unique_lock<std::mutex>& lock, Ready ready, const char* stream, const char* what) {
+        while (!ready()) {
+            if (++waiting == running) {
+                std::fprintf(stderr, "deadlock: the last process waits to %s stream %s\n", what, stream);
+                std::_Exit(kDeadlock);
+            }
+            const unsigned long seen = changes;
+            changed.wait(lock, [&] { return changes != seen; });
+        }
+    }
+};
+#endif
+
+template <class T, int Depth>
+class stream {
+public:
+    explicit stream(const char* name) : name_(name) {}
+    stream(const stream&) = delete;
+    stream& operator=(const stream&) = delete;
+    ~stream() {
+        if (head_ != queue_.size()) {
+            std::fprintf(stderr, "stream %s: %zu values were never read\n", name_, queue_.size() - head_);
+            std::abort();
+        }
+    }
+
+#ifdef HETRUN_PYNQ_BOUNDED
+    void write(const T& value) {
+        Region& region = Region::get();
+        std::unique_lock<std::mutex> lock(region.mutex);
+        region.await(lock, [&] { return size() < depth(); }, name_, "write to");
+        queue_.push_back(value);
+        region.note();
+    }
+    T read() {
+        Region& region = Region::get();
+        std::unique_lock<std::mutex> lock(region.mutex);
+        region.await(lock, [&] { return size() != 0; }, name_, "read from");
+        const T value = pop();
+        region.note();
+        return value;
+    }
+    // HETRUN_PYNQ_DEPTH_<NAME> in the environment overrides the depth: what is the least that works?
+    size_t depth() {
+        if (depth_ == 0) {
+            char variable[64];
+            std::snprintf(variable, sizeof variable, "HETRUN_PYNQ_DEPTH_%s", name_);
+            const char* given = std::getenv(variable);
+            depth_ = given ? static_cast<size_t>(std::atoi(given)) : static_cast<size_t>(Depth);
+        }
+        return depth_;
+    }
+#else
+    void write(const T& value) { queue_.push_back(value); }
+    T read() {
+        if (size() == 0) {
+            std::fprintf(stderr, "stream %s is read while empty\n", name_);
+            std::abort();
+        }
+        return pop();
+    }
+#endif
+    bool read_nb(T& value) {  // a host has no cycles in which nothing comes
+        value = read();
+        return true;
+    }
+
+private:
+    size_t size() const { return queue_.size() - head_; }
+    T pop() {
+        const T value = queue_[head_++];
+        if (head_ == queue_.size()) {
+            queue_.clear();
+            head_ = 0;
+        }
+        return value;
+    }
+
+    const char* name_;
+    std::vector<T> queue_;
+    size_t head_ = 0;
+#ifdef HETRUN_PYNQ_BOUNDED
+    size_t depth_ = 0;
+#endif
+};
+
+template <class... Process>
+void dataflow(Process... process) {
+#ifdef HETRUN_PYNQ_BOUNDED
+    Region& region = Region::get();
+    region.running = sizeof...(Process);
+    region.waiting = 0;
+    std::vector<std::thread> threads;
+    (threads.emplace_back([&region, process] {
+        process();
+        std::lock_guard<std::mutex> lock(region.mutex);
+        --region.running;
+        region.note();
+    }), ...);
+    for (std::thread& thread : threads) thread.join();
+#else
+    (process(), ...);
+#endif
+}
+
+}  // namespace hls
+
+#endif

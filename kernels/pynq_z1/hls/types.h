@@ -1,0 +1,69 @@
+// Integers of a width, floats as the fabric has them, and bits of words: for Vitis HLS, and for any C++17 compiler.
+//
+// HETRUN_PYNQ_AP (set by Vitis, and by the test of widths) takes ap_int.h, whose types wrap at their width; otherwise plain
+// integers at least as wide, a hundred times as fast. Both must give the same results: then no width is too small.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__SYNTHESIS__) && !defined(HETRUN_PYNQ_AP)
+#define HETRUN_PYNQ_AP
+#endif
+
+#ifdef HETRUN_PYNQ_AP
+#include <ap_int.h>
+#endif
+
+namespace hetrun::pynq {
+
+#ifdef HETRUN_PYNQ_AP
+template <int W>
+using Int = ap_int<W>;
+template <int W>
+using UInt = ap_uint<W>;
+#else
+template <int W>
+using Int = std::conditional_t<(W <= 8), int8_t, std::conditional_t<(W <= 16), int16_t, int32_t>>;
+template <int W>
+using UInt = std::conditional_t<(W <= 8), uint8_t, std::conditional_t<(W <= 16), uint16_t, uint32_t>>;
+#endif
+
+inline uint32_t float_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float bits_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+// The fabric's float operators take and give zero for subnormal numbers (PG060).
+inline float flushed(float x) {
+#ifdef __SYNTHESIS__
+    return x;
+#else
+    const uint32_t bits = float_bits(x);
+    return bits & 0x7f800000u ? x : bits_float(bits & 0x80000000u);
+#endif
+}
+inline float times(float a, float b) { return flushed(a * b); }
+inline float plus(float a, float b) { return flushed(a + b); }
+
+// Every binary16 is exact as a normal float.
+inline float half_to_float(uint16_t h) {
+    const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
+    if (exponent == 0) {
+        const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+        return sign ? -magnitude : magnitude;
+    }
+    return bits_float(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+}
+
+inline uint32_t nibble(uint64_t word, int i) { return static_cast<uint32_t>(word >> 4 * i & 15); }
+inline uint16_t half_of(uint64_t word, int i) { return static_cast<uint16_t>(word >> 16 * i); }
+
+}  // namespace hetrun::pynq

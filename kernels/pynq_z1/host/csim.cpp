@@ -1,0 +1,45 @@
+// A board whose fabric is the engine's source, and whose DDR is a piece of this process.
+#include <new>
+
+#include "../hls/engine.h"
+#include "hetrun_pynq_z1.h"
+
+struct hetrun_pynq_csim {
+    uint8_t* memory;
+    uint64_t nbytes;
+    uint32_t ring, count, version, config, status, done, busy_cycles, stall_cycles;
+};
+
+hetrun_pynq_csim* hetrun_pynq_csim_create(uint8_t* memory, uint64_t nbytes) {
+    return new (std::nothrow) hetrun_pynq_csim{memory, nbytes, 0, 0, 0, 0, 0, 0, 0, 0};
+}
+
+void hetrun_pynq_csim_destroy(hetrun_pynq_csim* board) { delete board; }
+
+uint32_t hetrun_pynq_csim_read(void* context, uint32_t offset) {
+    const hetrun_pynq_csim& board = *static_cast<const hetrun_pynq_csim*>(context);
+    switch (offset) {
+        case HETRUN_PYNQ_REG_CTRL: return 2 | 4;  // idle and ready: it runs within the write that starts it
+        case HETRUN_PYNQ_REG_RING: return board.ring;
+        case HETRUN_PYNQ_REG_COUNT: return board.count;
+        case HETRUN_PYNQ_REG_VERSION: return board.version;
+        case HETRUN_PYNQ_REG_CONFIG: return board.config;
+        case HETRUN_PYNQ_REG_STATUS: return board.status;
+        case HETRUN_PYNQ_REG_DONE: return board.done;
+        case HETRUN_PYNQ_REG_BUSY_CYCLES: return board.busy_cycles;
+        case HETRUN_PYNQ_REG_STALL_CYCLES: return board.stall_cycles;
+        default: return 0;
+    }
+}
+
+void hetrun_pynq_csim_write(void* context, uint32_t offset, uint32_t value) {
+    hetrun_pynq_csim& board = *static_cast<hetrun_pynq_csim*>(context);
+    if (offset == HETRUN_PYNQ_REG_RING) board.ring = value;
+    if (offset == HETRUN_PYNQ_REG_COUNT) board.count = value;
+    if (offset != HETRUN_PYNQ_REG_CTRL || (value & 1) == 0) return;
+    const uint64_t* words = reinterpret_cast<const uint64_t*>(board.memory);
+    hetrun_pynq_engine(words, words, words, reinterpret_cast<uint32_t*>(board.memory), board.ring, board.count, &board.version,
+                       &board.config, &board.status, &board.done, &board.busy_cycles, &board.stall_cycles);
+}
+
+void hetrun_pynq_csim_cache(void*, uint32_t, uint32_t) {}

@@ -1,0 +1,160 @@
+// A launch: activations are quantised, descriptors written, the engine started and awaited. Nothing here knows whether registers
+// and memory are a board's or simulated.
+#include <ctime>
+#include <cstring>
+
+#include "../hls/engine.h"
+#include "../hls/formats.h"
+#include "hetrun_pynq_z1.h"
+
+namespace hetrun::pynq {
+namespace {
+
+constexpr uint32_t kTokens = HETRUN_PYNQ_TOKENS, kMaxRows = HETRUN_PYNQ_MAX_ROWS, kTile = HETRUN_PYNQ_TILE_ROWS;
+
+uint32_t rounded_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+
+double now_s() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Memory of the window, front to back.
+class Cursor {
+public:
+    explicit Cursor(const hetrun_pynq_window& window) : window_(window) {}
+    // Null where there is no room; `address` is the physical one.
+    uint8_t* take(uint64_t nbytes, uint32_t& address) {
+        const uint64_t begin = at_;
+        at_ += (nbytes + 63) / 64 * 64;
+        address = window_.address + static_cast<uint32_t>(begin);
+        return at_ <= window_.nbytes ? window_.data + begin : nullptr;
+    }
+    uint64_t used() const { return at_; }
+
+private:
+    const hetrun_pynq_window& window_;
+    uint64_t at_ = 0;
+};
+
+// Quantised rows of one input, by blocks of 256 or of 32.
+struct Prepared {
+    uint32_t codes, code_stride, scales, scale_stride;
+    bool done;
+};
+
+struct Sizes {
+    uint32_t padded, code_stride, scale_stride;
+
+    Sizes(uint32_t width, bool super) {
+        padded = rounded_up(width, super ? 256 : 64);
+        code_stride = padded;
+        scale_stride = rounded_up(padded / (super ? 256 : 32) * 4, 8);
+    }
+    uint64_t nbytes(uint32_t rows) const { return static_cast<uint64_t>(rows) * (code_stride + scale_stride) + 128; }
+};
+
+uint32_t slabs_of(uint32_t n_rows) { return (n_rows + kMaxRows - 1) / kMaxRows; }
+
+int32_t start(const hetrun_pynq_seam& seam, uint32_t ring, uint32_t count, double timeout_s, hetrun_pynq_report& report) {
+    seam.write(seam.context, HETRUN_PYNQ_REG_RING, ring);
+    seam.write(seam.context, HETRUN_PYNQ_REG_COUNT, count);
+    seam.write(seam.context, HETRUN_PYNQ_REG_CTRL, 1);
+    const double limit = now_s() + timeout_s;
+    while ((seam.read(seam.context, HETRUN_PYNQ_REG_CTRL) & 2) == 0) {
+        if (now_s() > limit) return HETRUN_PYNQ_TIMEOUT;
+    }
+    report.n_launches += 1;
+    report.n_descriptors += seam.read(seam.context, HETRUN_PYNQ_REG_DONE);
+    report.busy_cycles += seam.read(seam.context, HETRUN_PYNQ_REG_BUSY_CYCLES);
+    report.stall_cycles += seam.read(seam.context, HETRUN_PYNQ_REG_STALL_CYCLES);
+    report.status = seam.read(seam.context, HETRUN_PYNQ_REG_STATUS);
+    return report.status == HETRUN_PYNQ_STATUS_OK ? HETRUN_PYNQ_OK : HETRUN_PYNQ_ENGINE_ERROR;
+}
+
+// A descriptor for each slab of rows and each group of tokens.
+uint32_t describe(const hetrun_pynq_matmul& m, const Prepared& x, uint32_t rows, Descriptor* out) {
+    const Format& f = kFormats[m.format];
+    const uint32_t columns = static_cast<uint32_t>(chunk_columns(f)), n_chunks = rounded_up(m.n_columns, columns) / columns;
+    const uint32_t tile_bytes = 8 * static_cast<uint32_t>(tile_words(f)), out_stride = 4 * m.n_rows;
+    uint32_t n = 0;
+    for (uint32_t first = 0; first < m.n_rows; first += kMaxRows) {
+        const uint32_t own = m.n_rows - first < kMaxRows ? m.n_rows - first : kMaxRows;
+        for (uint32_t t = 0; t < rows; t += kTokens) {
+            const uint32_t tokens = rows - t < kTokens ? rows - t : kTokens;
+            out[n++] = {m.format, rounded_up(own, kTile), n_chunks, tokens, m.weights + first / kTile * n_chunks * tile_bytes,
+                        x.codes + t * x.code_stride, x.code_stride, x.scales + t * x.scale_stride, x.scale_stride,
+                        m.out + t * out_stride + 4 * first, out_stride, own, {}};
+        }
+    }
+    return n;
+}
+
+}  // namespace
+}  // namespace hetrun::pynq
+
+using namespace hetrun::pynq;
+
+uint64_t hetrun_pynq_window_bytes(const hetrun_pynq_matmul* matmuls, uint32_t n_matmuls, const hetrun_pynq_input* inputs,
+                                  uint32_t n_inputs, uint32_t max_tokens) {
+    uint64_t nbytes = 64;
+    for (uint32_t i = 0; i < n_inputs; ++i)
+        nbytes += Sizes(inputs[i].width, false).nbytes(max_tokens) + Sizes(inputs[i].width, true).nbytes(max_tokens);
+    for (uint32_t i = 0; i < n_matmuls; ++i)
+        nbytes += uint64_t{slabs_of(matmuls[i].n_rows)} * ((max_tokens + kTokens - 1) / kTokens) * sizeof(Descriptor);
+    return nbytes + 64 * (4 * uint64_t{n_inputs} + n_matmuls);
+}
+
+int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* window, const hetrun_pynq_matmul* matmuls,
+                        uint32_t n_matmuls, const hetrun_pynq_input* inputs, uint32_t n_inputs, uint32_t n_tokens,
+                        uint32_t n_outputs, double timeout_s, hetrun_pynq_report* report) {
+    *report = {};
+    const uint32_t n_waves = n_matmuls ? matmuls[n_matmuls - 1].wave + 1 : 0;
+    for (uint32_t wave = 0, at = 0; wave < n_waves; ++wave) {
+        Cursor cursor(*window);
+        uint32_t last = at, n_descriptors = 0;
+        for (; last < n_matmuls && matmuls[last].wave == wave; ++last) {
+            const uint32_t rows = matmuls[last].rows_are_outputs ? n_outputs : n_tokens;
+            n_descriptors += slabs_of(matmuls[last].n_rows) * ((rows + kTokens - 1) / kTokens);
+        }
+        uint32_t ring = 0;
+        Descriptor* descriptors = reinterpret_cast<Descriptor*>(cursor.take(n_descriptors * sizeof(Descriptor), ring));
+        if (descriptors == nullptr) return HETRUN_PYNQ_NO_ROOM;
+        uint32_t n = 0;
+        for (uint32_t input = 0; input < n_inputs; ++input) {
+            const hetrun_pynq_input& x = inputs[input];
+            const uint32_t rows = x.rows_are_outputs ? n_outputs : n_tokens;
+            Prepared prepared[2] = {};
+            for (uint32_t i = at; i < last && rows; ++i) {
+                if (matmuls[i].input != input) continue;
+                const bool super = kFormats[matmuls[i].format].super;
+                Prepared& p = prepared[super];
+                if (!p.done) {
+                    const Sizes sizes(x.width, super);
+                    if (x.address) seam->invalidate(seam->context, x.address, rows * x.width * 4);
+                    p = {0, sizes.code_stride, 0, sizes.scale_stride, true};
+                    uint8_t* codes = cursor.take(uint64_t{rows} * sizes.code_stride, p.codes);
+                    uint8_t* scales = cursor.take(uint64_t{rows} * sizes.scale_stride, p.scales);
+                    if (codes == nullptr || scales == nullptr) return HETRUN_PYNQ_NO_ROOM;
+                    for (uint32_t t = 0; t < rows; ++t)
+                        hetrun_pynq_quantize(x.data + uint64_t{t} * x.width, x.width, sizes.padded, super ? 256 : 32,
+                                             reinterpret_cast<int8_t*>(codes + t * sizes.code_stride),
+                                             reinterpret_cast<float*>(scales + t * sizes.scale_stride));
+                }
+                n += describe(matmuls[i], p, rows, descriptors + n);
+            }
+        }
+        if (n != 0) {
+            seam->flush(seam->context, window->address, static_cast<uint32_t>(cursor.used()));
+            const int32_t status = start(*seam, ring, n, timeout_s, *report);
+            if (status != HETRUN_PYNQ_OK) return status;
+            for (uint32_t i = at; i < last; ++i) {
+                const uint32_t rows = matmuls[i].rows_are_outputs ? n_outputs : n_tokens;
+                if (rows) seam->invalidate(seam->context, matmuls[i].out, rows * matmuls[i].n_rows * 4);
+            }
+        }
+        at = last;
+    }
+    return HETRUN_PYNQ_OK;
+}

@@ -1,0 +1,145 @@
+"""What the device needs of a board: memory that the engine and the host both address, and the seam for launches."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from bisect import insort
+from dataclasses import dataclass
+from typing import Protocol
+
+from hetrun.errors import AllocationError, DeviceError
+from hetrun_pynq_z1 import native
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Block:
+    """Memory for the engine.   address: physical.   view: the same bytes as the host addresses them."""
+
+    address: int
+    view: memoryview
+
+
+class Board(Protocol):
+    """A board, or what stands for one."""
+
+    @property
+    def seam(self) -> native.Seam: ...
+
+    def allocate(self, nbytes: int) -> Block:
+        """Zeroed. AllocationError where there is no room."""
+
+    def free(self, block: Block) -> None: ...
+
+    def flush(self, block: Block) -> None:
+        """Makes what the host wrote there visible to the engine."""
+
+    def reset(self) -> None:
+        """Brings a hung engine back to idle, where that is possible."""
+
+    def close(self) -> None: ...
+
+
+class FreeList:
+    """First fit over a range of addresses."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        self._free = [(begin, end)]  # in order, none adjacent
+
+    @property
+    def free_bytes(self) -> int:
+        return sum(end - begin for begin, end in self._free)
+
+    def take(self, nbytes: int) -> int | None:
+        """The first address of a piece, or None where none is large enough."""
+        nbytes = _rounded(nbytes)
+        for i, (begin, end) in enumerate(self._free):
+            if end - begin >= nbytes:
+                rest = [(begin + nbytes, end)] if end - begin > nbytes else []
+                self._free[i : i + 1] = rest
+                return begin
+        return None
+
+    def give_back(self, begin: int, nbytes: int) -> None:
+        insort(self._free, (begin, begin + _rounded(nbytes)))
+        joined: list[tuple[int, int]] = []
+        for piece in self._free:
+            if joined and joined[-1][1] == piece[0]:
+                joined[-1] = (joined[-1][0], piece[1])
+            else:
+                joined.append(piece)
+        self._free = joined
+
+
+class CsimBoard:
+    """The engine's own source, compiled for this machine, over a piece of memory that plays the DDR."""
+
+    FIRST_ADDRESS = 1 << 16  # nothing stands at address 0
+
+    def __init__(self, device_id: str, capacity_bytes: int) -> None:
+        self._subject = device_id
+        self._capacity_bytes = capacity_bytes
+        size = self.FIRST_ADDRESS + _rounded(capacity_bytes)
+        if size > 1 << 32:
+            raise DeviceError(
+                f"{device_id}: {capacity_bytes} bytes of memory", remedy="the engine addresses 4 GiB: ask for less"
+            )
+        # Pages come when they are written, so a board costs what is used of it.
+        self._memory = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._pieces = FreeList(self.FIRST_ADDRESS, size)
+        lib = native.library()
+        self._board = lib.hetrun_pynq_csim_create(native.address_of(self._memory), size)
+        if not self._board:
+            raise AllocationError(f"{device_id}: no memory left")
+        self._seam = native.Seam(
+            self._board,
+            ctypes.cast(lib.hetrun_pynq_csim_read, native.READ),
+            ctypes.cast(lib.hetrun_pynq_csim_write, native.WRITE),
+            ctypes.cast(lib.hetrun_pynq_csim_cache, native.CACHE),
+            ctypes.cast(lib.hetrun_pynq_csim_cache, native.CACHE),
+        )
+
+    @property
+    def seam(self) -> native.Seam:
+        return self._seam
+
+    def allocate(self, nbytes: int) -> Block:
+        address = self._pieces.take(max(1, nbytes)) if 0 <= nbytes <= self._capacity_bytes else None
+        if address is None:
+            raise AllocationError(
+                f"{self._subject}: {nbytes} bytes asked for, {self._pieces.free_bytes} of the board's "
+                f"{self._capacity_bytes} free",
+                remedy="place less on it, use a shorter context, or a file of fewer bits",
+            )
+        view = self._memory[address : address + nbytes]
+        _clear(view)
+        return Block(address, view)
+
+    def free(self, block: Block) -> None:
+        self._pieces.give_back(block.address, max(1, block.view.nbytes))
+
+    def flush(self, block: Block) -> None:
+        """Host and engine see the same memory."""
+
+    def reset(self) -> None:
+        """It cannot hang."""
+
+    def close(self) -> None:
+        board, self._board = self._board, None
+        if board:
+            native.library().hetrun_pynq_csim_destroy(board)
+
+    def __del__(self) -> None:
+        if getattr(self, "_board", None):
+            self.close()
+
+
+def _clear(view: memoryview) -> None:
+    if view.nbytes:
+        ctypes.memset(native.address_of(view), 0, view.nbytes)
+
+
+def _rounded(nbytes: int) -> int:
+    return (nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

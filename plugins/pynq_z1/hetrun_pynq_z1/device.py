@@ -1,0 +1,305 @@
+"""The open engine: memory, packed weights, loaded segments."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+
+from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, State
+from hetrun.errors import AllocationError, DeviceError
+from hetrun.ops import KvSpec, Value
+from hetrun.tensor import Weight
+from hetrun_pynq_z1 import native
+from hetrun_pynq_z1.board import Block, Board
+from hetrun_pynq_z1.definition import definition
+from hetrun_pynq_z1.program import PynqProgram, stream_bytes
+from hetrun_pynq_z1.timing import BASIS, matmul_seconds
+
+TIMEOUT_S = 30.0
+
+
+class Memory:
+    """A piece of the board's memory; it goes back when this object dies."""
+
+    def __init__(self, board: Board, nbytes: int) -> None:
+        self.block: Block = board.allocate(nbytes)
+        self._finalizer = weakref.finalize(self, board.free, self.block)
+
+    def free(self) -> None:
+        self._finalizer()
+
+
+class PynqBuffer:
+    """A value in the board's memory, which the host addresses too."""
+
+    def __init__(self, device_id: str, board: Board, nbytes: int) -> None:
+        self._subject = f"{device_id}: a buffer of {nbytes} bytes"
+        if nbytes < 0:
+            raise AllocationError(f"{self._subject} cannot be")
+        self._memory: Memory | None = Memory(board, nbytes)
+        self.nbytes = nbytes
+
+    @property
+    def block(self) -> Block:
+        if self._memory is None:
+            raise DeviceError(f"{self._subject} is closed")
+        return self._memory.block
+
+    def write(self, data: memoryview, offset: int = 0) -> None:
+        source = memoryview(data).cast("B")
+        self._slice(offset, source.nbytes)[:] = source
+
+    def read(self, out: memoryview, offset: int = 0) -> None:
+        target = memoryview(out).cast("B")
+        target[:] = self._slice(offset, target.nbytes)
+
+    def host_view(self) -> memoryview:
+        return self.block.view
+
+    def close(self) -> None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.free()
+
+    def _slice(self, offset: int, nbytes: int) -> memoryview:
+        view = self.block.view
+        if offset < 0 or offset + nbytes > self.nbytes:
+            raise ValueError(f"{self._subject}: bytes {offset} to {offset + nbytes} are beyond its end")
+        return view[offset : offset + nbytes]
+
+
+class PackedWeight:
+    """A weight as the engine reads it."""
+
+    def __init__(self, board: Board, weight: Weight, blocks: memoryview) -> None:
+        self._memory = Memory(board, stream_bytes(weight))
+        block = self._memory.block
+        rows, columns = weight.shape
+        native.library().hetrun_pynq_pack(
+            definition().formats[weight.type.name],
+            rows,
+            columns,
+            native.address_of(blocks),
+            native.address_of(block.view),
+        )
+        board.flush(block)
+        self.address = block.address
+
+
+class PynqExecutable:
+    """The launches of a segment, with addresses of weights and values."""
+
+    def __init__(
+        self, device: PynqDevice, program: PynqProgram, weights: Mapping[str, memoryview], bindings: Bindings
+    ) -> None:
+        segment = program.segment
+        self._device: PynqDevice | None = device
+        self._segment = segment
+        ops = [op for wave in program.waves for op in wave]
+        self._ops = ops
+        self._weights = [device.packed(op.weight, self._blocks(op.weight, weights)) for op in ops]
+        own = {op.name: op.output for op in ops if op.name not in bindings.values}
+        self._scratch = {name: device.alloc(segment.value_bytes(value)) for name, value in own.items()}
+        self._buffers = {
+            value.name: self._buffer(value, bindings) for value in (*program.inputs, *(op.output for op in ops))
+        }
+        wave_of = {op.name: i for i, wave in enumerate(program.waves) for op in wave}
+        numbers = {value.name: i for i, value in enumerate(program.inputs)}
+        formats = definition().formats
+        self._matmuls = (native.Matmul * max(1, len(ops)))(
+            *(
+                native.Matmul(
+                    formats[op.weight.type.name],
+                    *op.weight.shape,
+                    numbers[op.x.name],
+                    packed.address,
+                    self._buffers[op.name].block.address,
+                    op.output.rows == "outputs",
+                    wave_of[op.name],
+                )
+                for op, packed in zip(ops, self._weights, strict=True)
+            )
+        )
+        self._inputs = (native.Input * max(1, len(program.inputs)))(*(self._input(v, wave_of) for v in program.inputs))
+        self._counts = len(ops), len(program.inputs)
+        rows = max(segment.max_tokens, segment.max_outputs)
+        device.window(
+            native.library().hetrun_pynq_window_bytes(
+                self._matmuls, self._counts[0], self._inputs, self._counts[1], rows
+            )
+        )
+
+    def _blocks(self, weight: Weight, weights: Mapping[str, memoryview]) -> memoryview:
+        view = weights.get(weight.name)
+        if view is None or view.nbytes != weight.nbytes:
+            held = "nothing" if view is None else f"{view.nbytes} bytes"
+            raise DeviceError(
+                f"segment {self._segment.name}: weight {weight.name} has {weight.nbytes} bytes, but was given {held}"
+            )
+        return view
+
+    def _buffer(self, value: Value, bindings: Bindings) -> PynqBuffer:
+        if value.name in self._scratch:
+            return self._scratch[value.name]
+        buffer, needed = bindings.values.get(value.name), self._segment.value_bytes(value)
+        if not isinstance(buffer, PynqBuffer) or buffer.nbytes < needed:
+            held = "nothing" if buffer is None else f"{buffer.nbytes} bytes of a {type(buffer).__name__}"
+            raise DeviceError(
+                f"segment {self._segment.name}: value {value.name} needs {needed} bytes of the engine's memory and "
+                f"has {held}"
+            )
+        return buffer
+
+    def _input(self, value: Value, wave_of: Mapping[str, int]) -> native.Input:
+        block = self._buffers[value.name].block
+        written_here = block.address if value.name in wave_of else 0
+        return native.Input(native.address_of(block.view), written_here, value.width, value.rows == "outputs")
+
+    def run(self, batch: Batch) -> None:
+        """Runs to the end. DeviceError for a batch that the segment cannot hold, and where the engine fails."""
+        device, segment = self._device, self._segment
+        if device is None:
+            raise DeviceError(f"segment {segment.name} is closed")
+        if batch.n_tokens > segment.max_tokens or batch.n_outputs > segment.max_outputs:
+            raise DeviceError(
+                f"segment {segment.name}: {batch.n_tokens} tokens and {batch.n_outputs} outputs; it was compiled for "
+                f"{segment.max_tokens} and {segment.max_outputs}"
+            )
+        for buffer in self._buffers.values():
+            _ = buffer.block  # DeviceError where it is closed
+        seconds = sum(matmul_seconds(op, batch.rows(op.output.rows)) for op in self._ops if batch.rows(op.output.rows))
+        device.launch(segment.name, self._matmuls, self._inputs, self._counts, batch, seconds)
+
+    def close(self) -> None:
+        self._device = None
+        for buffer in self._scratch.values():
+            buffer.close()
+        self._scratch = {}
+        self._weights = []
+
+
+class PynqDevice:
+    """One engine. Its runs are done when they return."""
+
+    def __init__(self, info: DeviceInfo, board: Board) -> None:
+        self._id = info.id
+        self._launch_s = info.launch.seconds
+        self._board: Board | None = board
+        self._events: list[RunEvent] = []
+        self._packed: weakref.WeakValueDictionary[tuple[str, int], PackedWeight] = weakref.WeakValueDictionary()
+        self._window: Memory | None = None
+        self._parts: weakref.WeakSet[PynqBuffer | PynqExecutable] = weakref.WeakSet()
+
+    def _open_board(self) -> Board:
+        if self._board is None:
+            raise DeviceError(f"{self._id} is closed")
+        return self._board
+
+    def alloc(self, nbytes: int) -> PynqBuffer:
+        buffer = PynqBuffer(self._id, self._open_board(), nbytes)
+        self._parts.add(buffer)
+        return buffer
+
+    def state(self, kv: KvSpec) -> State:
+        self._open_board()
+        raise DeviceError(f"{self._id}: {kv.name}: the engine has no attention", remedy="place attention on the cpu")
+
+    def load(self, program: Program, weights: Mapping[str, memoryview], bindings: Bindings) -> PynqExecutable:
+        self._open_board()
+        if not isinstance(program, PynqProgram):
+            raise DeviceError(f"{self._id}: a {type(program).__name__} is no program of this engine")
+        executable = PynqExecutable(self, program, weights, bindings)
+        self._parts.add(executable)
+        return executable
+
+    def packed(self, weight: Weight, blocks: memoryview) -> PackedWeight:
+        """The weight in the engine's memory, packed once for all segments that hold it."""
+        key = (weight.name, native.address_of(blocks))
+        found = self._packed.get(key)
+        if found is None:
+            found = self._packed[key] = PackedWeight(self._open_board(), weight, blocks)
+        return found
+
+    def window(self, nbytes: int) -> None:
+        """Sees that launches have as much memory for activations and descriptors."""
+        if self._window is None or self._window.block.view.nbytes < nbytes:
+            if self._window is not None:
+                self._window.free()
+            self._window = None
+            self._window = Memory(self._open_board(), nbytes)
+
+    def launch(
+        self,
+        name: str,
+        matmuls: ctypes.Array[native.Matmul],
+        inputs: ctypes.Array[native.Input],
+        counts: tuple[int, int],
+        batch: Batch,
+        engine_s: float,
+    ) -> None:
+        """engine_s: what the engine takes on the board."""
+        board = self._open_board()
+        assert self._window is not None
+        block = self._window.block
+        window = native.Window(native.address_of(block.view), block.address, block.view.nbytes)
+        report = native.Report()
+        begin = time.perf_counter()
+        status = native.library().hetrun_pynq_run(
+            board.seam,
+            window,
+            matmuls,
+            counts[0],
+            inputs,
+            counts[1],
+            batch.n_tokens,
+            batch.n_outputs,
+            TIMEOUT_S,
+            report,
+        )
+        wall_s = time.perf_counter() - begin
+        if status != native.OK:
+            self._fail(name, status, report)
+        self._events.append(
+            RunEvent(
+                name,
+                engine_s + report.n_launches * self._launch_s,
+                BASIS,
+                {
+                    "wall_s": wall_s,
+                    "busy_cycles": float(report.busy_cycles),
+                    "descriptors": float(report.n_descriptors),
+                    "launches": float(report.n_launches),
+                },
+            )
+        )
+
+    def _fail(self, name: str, status: int, report: native.Report) -> None:
+        subject = f"{self._id}: segment {name}"
+        if status == native.TIMEOUT:
+            self._open_board().reset()
+            raise DeviceError(
+                f"{subject}: the engine did not finish within {TIMEOUT_S:g} s and was reset",
+                remedy="load the overlay again; if it repeats, power-cycle the board",
+            )
+        if status == native.ENGINE_ERROR:
+            meaning = definition().statuses.get(report.status, f"status {report.status}")
+            raise DeviceError(f"{subject}: the engine refused descriptor {report.n_descriptors}: {meaning}")
+        raise DeviceError(f"{subject}: its launch needs more memory than was set aside")
+
+    def synchronize(self) -> Sequence[RunEvent]:
+        self._open_board()
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        board, self._board = self._board, None
+        if board is None:
+            return
+        for part in list(self._parts):
+            part.close()
+        if self._window is not None:
+            self._window.free()
+            self._window = None
+        board.close()

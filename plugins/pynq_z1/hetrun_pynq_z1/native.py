@@ -1,0 +1,155 @@
+"""libhetrun_pynq_z1.so by ctypes: packing, launches, and the engine compiled for this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from typing import Any
+
+from hetrun.errors import DeviceError, HetrunError
+
+ABI = 1
+LIBRARY = "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so"
+
+READ = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)
+WRITE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)
+CACHE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)
+
+
+class Seam(ctypes.Structure):
+    """How a launch reaches a board: functions for registers and caches, and what they are given."""
+
+    _fields_ = [
+        ("context", ctypes.c_void_p),
+        ("read", READ),
+        ("write", WRITE),
+        ("flush", CACHE),
+        ("invalidate", CACHE),
+    ]
+
+
+class Window(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("address", ctypes.c_uint32), ("nbytes", ctypes.c_uint32)]
+
+
+class Matmul(ctypes.Structure):
+    _fields_ = [
+        ("format", ctypes.c_uint32),
+        ("n_rows", ctypes.c_uint32),
+        ("n_columns", ctypes.c_uint32),
+        ("input", ctypes.c_uint32),
+        ("weights", ctypes.c_uint32),
+        ("out", ctypes.c_uint32),
+        ("rows_are_outputs", ctypes.c_uint32),
+        ("wave", ctypes.c_uint32),
+    ]
+
+
+class Input(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("address", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+        ("rows_are_outputs", ctypes.c_uint32),
+    ]
+
+
+class Report(ctypes.Structure):
+    _fields_ = [
+        ("busy_cycles", ctypes.c_uint64),
+        ("stall_cycles", ctypes.c_uint64),
+        ("n_descriptors", ctypes.c_uint64),
+        ("n_launches", ctypes.c_uint64),
+        ("status", ctypes.c_uint32),
+    ]
+
+
+class Timing(ctypes.Structure):
+    """Of a matmul, by the timing model."""
+
+    _fields_ = [
+        ("cycles", ctypes.c_uint64),
+        ("busy_cycles", ctypes.c_uint64),
+        ("memory_stalls", ctypes.c_uint64),
+        ("lane_stalls", ctypes.c_uint64),
+        ("n_descriptors", ctypes.c_uint64),
+    ]
+
+
+class SecdaTiming(ctypes.Structure):
+    """Of a matmul, by the model of the published design."""
+
+    _fields_ = [
+        ("tile_rows", ctypes.c_uint64),
+        ("n_tiles", ctypes.c_uint64),
+        ("compute_cycles", ctypes.c_uint64),
+        ("input_words", ctypes.c_uint64),
+        ("weight_words", ctypes.c_uint64),
+        ("copy_s", ctypes.c_double),
+        ("dma_s", ctypes.c_double),
+        ("compute_s", ctypes.c_double),
+        ("call_s", ctypes.c_double),
+    ]
+
+
+OK, NO_ROOM, TIMEOUT, ENGINE_ERROR = range(4)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The native library. HetrunError where it is not installed, DeviceError where it does not load or has another ABI.
+
+    HETRUN_PYNQ_Z1_LIBRARY in the environment names another build of it.
+    """
+    path = os.environ.get("HETRUN_PYNQ_Z1_LIBRARY")
+    if path is None:
+        from hetrun.resources import resource_path
+
+        path = str(resource_path(LIBRARY))
+    try:
+        lib = ctypes.CDLL(path)
+        version = lib.hetrun_pynq_abi()
+    except (OSError, AttributeError) as error:
+        raise DeviceError(
+            f"{path} does not load: {error}", remedy="reinstall hetrun, or rebuild it with make"
+        ) from error
+    if version != ABI:
+        raise DeviceError(f"{path} has ABI {version}, this hetrun needs {ABI}", remedy="reinstall hetrun")
+    u32, u64, i32, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p
+    matmuls, inputs = ctypes.POINTER(Matmul), ctypes.POINTER(Input)
+    seam, window = ctypes.POINTER(Seam), ctypes.POINTER(Window)
+    prototypes: dict[str, tuple[Any, list[Any]]] = {
+        "hetrun_pynq_stream_bytes": (u64, [u32, u64, u64]),
+        "hetrun_pynq_pack": (None, [u32, u64, u64, pointer, pointer]),
+        "hetrun_pynq_quantize": (None, [pointer, u64, u64, u32, pointer, pointer]),
+        "hetrun_pynq_window_bytes": (u64, [matmuls, u32, inputs, u32, u32]),
+        "hetrun_pynq_run": (
+            i32,
+            [seam, window, matmuls, u32, inputs, u32, u32, u32, ctypes.c_double, ctypes.POINTER(Report)],
+        ),
+        "hetrun_pynq_matmul_timing": (None, [u32, u32, u32, u32, ctypes.POINTER(Timing)]),
+        "hetrun_pynq_secda_matmul": (None, [u32, u32, u32, u32, u32, u32, ctypes.POINTER(SecdaTiming)]),
+        "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
+        "hetrun_pynq_csim_destroy": (None, [pointer]),
+    }
+    for name, (result, arguments) in prototypes.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def library_problem() -> HetrunError | None:
+    """Why the library cannot be used, or None."""
+    try:
+        library()
+    except HetrunError as error:
+        return error
+    return None
+
+
+def address_of(view: memoryview) -> int:
+    """Where the bytes of a view stand; the caller keeps the view."""
+    import numpy as np
+
+    return int(np.frombuffer(view, np.uint8).ctypes.data) if view.nbytes else 0

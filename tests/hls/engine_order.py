@@ -1,0 +1,105 @@
+"""The engine's arithmetic in NumPy, from its specification: codes by the gguf package, sums in the defined order."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+SUPER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+TYPES = (*SUPER, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+
+
+def random_blocks(rng: np.random.Generator, name: str, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    """GGUF rows with any codes and scales; only the halves are kept finite and of a usual size."""
+    elements, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    blocks = rng.integers(0, 256, (rows * columns // elements, nbytes), dtype=np.uint8)
+    for offset in halves(name):
+        values = (rng.uniform(-0.02, 0.02, len(blocks))).astype("<f2")
+        values[0] = np.float16(3e-7)  # a subnormal half
+        blocks[:, offset : offset + 2] = values.view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)
+
+
+def halves(name: str) -> tuple[int, ...]:
+    """Where d and, of types that have it, the minimum stand in a block."""
+    return {
+        "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+        "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
+    }[name]  # fmt: skip
+
+
+def quantised(x: Floats, block: int, padded: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """int8 codes [tokens, padded] and scales [tokens, padded / block], in float32 arithmetic."""
+    x = np.pad(x, ((0, 0), (0, padded - x.shape[1]))).reshape(len(x), -1, block)
+    largest = np.abs(x).max(axis=2)
+    usable = largest >= np.float32(1e-35)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.where(usable, np.float32(127) / largest, np.float32(0)).astype(np.float32)
+    codes = np.rint(x * inverse[..., None]).astype(np.int64)
+    return codes.reshape(len(x), -1), np.where(usable, largest / np.float32(127), np.float32(0)).astype(np.float32)
+
+
+def multiply(name: str, blocks: npt.NDArray[np.uint8], x: Floats) -> Floats:
+    """y [tokens, rows] as the engine defines it."""
+    elements, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    rows, columns = len(blocks), blocks.shape[1] // nbytes * elements
+    padded = columns if name in SUPER else -(-columns // 64) * 64
+    codes, scales = quantised(x, elements, padded)
+    d, m, products, minima = _integers(name, blocks.reshape(rows, -1, nbytes), codes[:, :columns])
+    n_sums = 1 if name in SUPER else 2
+    sums = np.zeros((n_sums, len(x), rows), np.float32)
+    begun = [False] * n_sums
+    for b in range(columns // elements):
+        part = b % n_sums
+        term = _flushed(_flushed(d[None, :, b] * scales[:, b, None]) * products[b].astype(np.float32))
+        sums[part] = _flushed(sums[part] + term) if begun[part] else term
+        begun[part] = True
+        if m is not None:
+            least = _flushed(_flushed(m[None, :, b] * scales[:, b, None]) * minima[b].astype(np.float32))
+            sums[part] = _flushed(sums[part] - least if name in SUPER else sums[part] + least)
+    return sums[0] if n_sums == 1 else _flushed(sums[0] + sums[1])
+
+
+def _flushed(x: Floats) -> Floats:
+    """Subnormal results become zero."""
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(np.float32)
+
+
+def _integers(
+    name: str, blocks: npt.NDArray[np.uint8], codes: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats | None, list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]:
+    """d and m [rows, blocks], and for each block the integer sums [tokens, rows] that they scale.
+
+    The integers come from the gguf package's floats: with d and m set to one (or zero), what it dequantises is
+    scale * code (or minimum), an integer.
+    """
+    with_d, with_m = halves(name)[0], halves(name)[1:]
+    elements = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0]
+    d = _half(blocks, with_d)
+    weights = _dequantised(name, blocks, {with_d: 1.0, **{offset: 0.0 for offset in with_m}})
+    x = codes.reshape(len(codes), -1, elements)
+    products = [x[:, b] @ weights[:, b].T for b in range(weights.shape[1])]
+    if not with_m:
+        return d, None, products, []
+    # Of super-blocks the minimum is subtracted.
+    sign = -1 if name in SUPER else 1
+    least = sign * _dequantised(name, blocks, {with_d: 0.0, with_m[0]: 1.0})
+    return d, _half(blocks, with_m[0]), products, [x[:, b] @ least[:, b].T for b in range(least.shape[1])]
+
+
+def _half(blocks: npt.NDArray[np.uint8], offset: int) -> Floats:
+    return blocks[:, :, offset : offset + 2].copy().view("<f2")[..., 0].astype(np.float32)
+
+
+def _dequantised(name: str, blocks: npt.NDArray[np.uint8], set_to: dict[int, float]) -> npt.NDArray[np.int64]:
+    changed = blocks.copy()
+    for offset, value in set_to.items():
+        changed[:, :, offset : offset + 2] = np.array([value], "<f2").view(np.uint8)
+    rows, count, nbytes = changed.shape
+    values = gguf.quants.dequantize(changed.reshape(rows, count * nbytes), gguf.GGMLQuantizationType[name])
+    integers = np.rint(values).astype(np.int64)
+    assert np.array_equal(integers, values)
+    return integers.reshape(rows, count, -1)
