@@ -92,7 +92,7 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
     for (size_t b = 0; b < n_steps; ++b, ++w, ++a) {
         // Sums stay in memory: in registers they would push out the integers, which are touched far more often.
         asm volatile("" ::: "memory");
-        Dots<Fold::kWide> c[V][T];
+        Dots<Fold::kWide, C::kFold> c[V][T];
         Vi sum[V][T];
         unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
             constexpr int I = decltype(t)::value;

@@ -80,7 +80,7 @@ inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
 }
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) { return dot_signed(acc, codes, activations); }
 // The lower two rows of a vector, then the upper two. Of codes below 64, 4 products of 6 bits or 8 of 5 fit 16 bits.
-template <bool Wide>
+template <bool Wide, bool Long = false>
 struct Dots {
     int16x8_t low, high;
     Vi start;
@@ -95,18 +95,26 @@ struct Dots {
     }
     Vi total() const { return start + row_totals(vpaddlq_s16(low), vpaddlq_s16(high)); }
 };
-// Codes of 8 bits, taken as signed: two products fit 16 bits.
-template <>
-struct Dots<true> {
+// Of codes of 8 bits, taken as signed where they are `Flipped`: two products fit 16 bits.
+template <bool Flipped>
+struct LongDots {
     int32x4_t low, high;
-    void begin(Vi) { low = high = vdupq_n_s32(0); }
+    Vi start;
+    void begin(Vi from) {
+        low = high = vdupq_n_s32(0);
+        start = from;
+    }
     void add(Vi codes, Vi activations) {
-        const int8x16_t w = (int8x16_t)(codes ^ (Vi{} + static_cast<int32_t>(0x80808080))), a = (int8x16_t)activations;
+        const int8x16_t w = (int8x16_t)(Flipped ? codes ^ (Vi{} + static_cast<int32_t>(0x80808080)) : codes), a = (int8x16_t)activations;
         low = vpadalq_s16(low, vmull_s8(vget_low_s8(w), vget_low_s8(a)));
         high = vpadalq_s16(high, vmull_s8(vget_high_s8(w), vget_high_s8(a)));
     }
-    Vi total() const { return row_totals(low, high); }
+    Vi total() const { return start + row_totals(low, high); }
 };
+template <bool Long>
+struct Dots<true, Long> : LongDots<true> {};
+template <>
+struct Dots<false, true> : LongDots<false> {};
 #endif
 
 constexpr int kTileRows = 4, kTileTokens = 2;
