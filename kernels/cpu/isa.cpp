@@ -19,6 +19,9 @@ extern const Kernels kernels_neon_all;
 #ifdef HETRUN_WITH_DOTPROD
 extern const Kernels kernels_dotprod_all;
 #endif
+#ifdef HETRUN_WITH_I8MM
+extern const Kernels kernels_i8mm_all;
+#endif
 
 const Kernels* kernels_of(int isa) {
     switch (isa) {
@@ -32,6 +35,9 @@ const Kernels* kernels_of(int isa) {
 #endif
 #ifdef HETRUN_WITH_DOTPROD
         case HETRUN_ISA_DOTPROD: return &kernels_dotprod_all;
+#endif
+#ifdef HETRUN_WITH_I8MM
+        case HETRUN_ISA_I8MM: return &kernels_i8mm_all;
 #endif
         default: return nullptr;
     }
@@ -54,6 +60,9 @@ uint32_t isa_mask() {
 #endif
 #ifdef HETRUN_WITH_DOTPROD
     if (getauxval(AT_HWCAP) & (1ul << 20)) mask |= 1u << HETRUN_ISA_DOTPROD;  // HWCAP_ASIMDDP
+#endif
+#ifdef HETRUN_WITH_I8MM
+    if ((mask & 1u << HETRUN_ISA_DOTPROD) && (getauxval(AT_HWCAP2) & (1ul << 13))) mask |= 1u << HETRUN_ISA_I8MM;  // HWCAP2_I8MM
 #endif
     return mask;
 }

@@ -1,18 +1,9 @@
 #include "state.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 
 namespace hetrun::cpu {
-
-namespace {
-
-constexpr size_t kHugePage = 2 << 20;
-constexpr size_t kSmallPagesBytes = 1 << 20;  // of a slot's start
-
-}  // namespace
 
 int State::allocate() {
     const hetrun_kv_spec& s = spec_;
@@ -34,18 +25,7 @@ int State::allocate() {
     part_bytes_ = static_cast<size_t>(row * cells);
     split_bytes_ = static_cast<size_t>(split);
     slot_bytes_ = static_cast<size_t>(slot);
-    advise_huge();
     return HETRUN_OK;
-}
-
-// Long contexts are read in large pages. Short ones would pay for whole pages of which they use a part.
-void State::advise_huge() {
-    const uintptr_t base = reinterpret_cast<uintptr_t>(memory_.data());
-    for (uint64_t slot = 0; slot < spec_.n_slots; ++slot) {
-        const uintptr_t begin = base + static_cast<size_t>(slot) * slot_bytes_, end = begin + slot_bytes_;
-        const uintptr_t first = round_up(begin + kSmallPagesBytes, kHugePage);
-        if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-    }
 }
 
 int State::copy(uint64_t from, uint64_t to, uint64_t n_tokens) {

@@ -38,8 +38,6 @@ public:
     size_t offset(size_t cell) const { return cell / kAttendSplit * split_bytes_ + cell % kAttendSplit * row_bytes_; }
 
 private:
-    void advise_huge();
-
     hetrun_kv_spec spec_;
     size_t row_bytes_ = 0, part_bytes_ = 0, split_bytes_ = 0, slot_bytes_ = 0;
     Memory memory_;

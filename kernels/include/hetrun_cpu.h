@@ -38,7 +38,8 @@ enum hetrun_isa {
     HETRUN_ISA_AVX512 = 2, /* F, BW, VL, DQ and VNNI */
     HETRUN_ISA_NEON = 3,
     HETRUN_ISA_DOTPROD = 4, /* NEON with SDOT */
-    HETRUN_ISA_COUNT = 5
+    HETRUN_ISA_I8MM = 5,    /* NEON with SDOT, USDOT and SMMLA */
+    HETRUN_ISA_COUNT = 6
 };
 
 enum hetrun_step_kind {

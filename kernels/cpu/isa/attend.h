@@ -84,21 +84,6 @@ inline Vf low_nibbles(Vi bytes) { return int_floats(bytes & 15); }
 inline Vf high_nibbles(Vi bytes) { return int_floats(bytes >> 4); }
 #endif
 
-inline Vf load_halves(const uint8_t* p) {
-#ifdef HETRUN_VECTOR_HALF
-    return load_half(p);
-#else
-    typedef uint16_t Vu16 __attribute__((vector_size(2 * kLanes)));
-    Vu16 h;
-    std::memcpy(&h, p, sizeof h);
-    const Vi all = __builtin_convertvector(h, Vi), magnitude = (all & 0x7fff) << 13, sign = (all & 0x8000) << 16;
-    // Subnormals by the subtraction of their hidden bit: arithmetic on them might flush them to zero.
-    const Vf small = as_floats(magnitude + 0x38800000) - broadcast(0x1p-14f);
-    const Vi large = magnitude + (magnitude >= 0x0f800000 ? splat_int(0x70000000) : splat_int(0x38000000));
-    return as_floats((magnitude < 0x00800000 ? as_ints(small) : large) | sign);
-#endif
-}
-
 // x <- x H / sqrt(n), H the Hadamard matrix in the order of Sylvester: its own inverse. n is a power of two.
 void hadamard(float* x, size_t n) {
     for (size_t apart = 1; apart < n; apart *= 2) {
@@ -223,17 +208,17 @@ inline void widen_keys(KvFormat format, const uint8_t* group, size_t head_dim, f
                 std::memcpy(to, p + (i * kKeyGroup + lane) * 4, kLanes * sizeof(float));
         } else if (format == KvFormat::F16) {
             for (size_t i = 0; i < head_dim; ++i, to += kAttendTile)
-                store_floats(to, load_halves(p + (i * kKeyGroup + lane) * 2));
+                store_floats(to, load_half(p + (i * kKeyGroup + lane) * 2));
         } else if (format == KvFormat::Q8_0) {
             for (size_t b = 0; b < head_dim / 32; ++b) {
-                const Vf scale = load_halves(p + 2 * lane);
+                const Vf scale = load_half(p + 2 * lane);
                 p += 2 * kKeyGroup;
                 for (size_t i = 0; i < 32; ++i, to += kAttendTile)
                     store_floats(to, load_codes(p + i * kKeyGroup + lane) * scale);
                 p += 32 * kKeyGroup;
             }
         } else {
-            const Vf scale = load_halves(p + 2 * lane), minimum = load_halves(p + 2 * (kKeyGroup + lane));
+            const Vf scale = load_half(p + 2 * lane), minimum = load_half(p + 2 * (kKeyGroup + lane));
             p += 4 * kKeyGroup;
             float* high = to + head_dim / 2 * kAttendTile;
             for (size_t i = 0; i < head_dim / 2; ++i, to += kAttendTile, high += kAttendTile) {
@@ -251,7 +236,7 @@ inline void widen_value(KvFormat format, const uint8_t* row, size_t head_dim, si
         std::memcpy(out, row, head_dim * sizeof(float));
     } else if (format == KvFormat::F16) {
         size_t i = 0;
-        for (; i + kLanes <= head_dim; i += kLanes) store_floats(out + i, load_halves(row + 2 * i));
+        for (; i + kLanes <= head_dim; i += kLanes) store_floats(out + i, load_half(row + 2 * i));
         for (; i < head_dim; ++i) out[i] = half(row + 2 * i);
     } else if (format == KvFormat::Q8_0) {
         for (size_t b = 0; b < head_dim / 32; ++b, row += 34) {
@@ -362,7 +347,7 @@ inline void score_block(const float* q, size_t q_stride, const uint8_t* group, s
     const auto own_lane = [lane](int v) { return (lane + v * kLanes) % kKeyGroup; };
     if constexpr (F == KvFormat::F16) {
         for (size_t i = 0; i < head_dim; ++i) {
-            for (int v = 0; v < V; ++v) columns[v] = load_halves(p[v] + (i * kKeyGroup + own_lane(v)) * 2);
+            for (int v = 0; v < V; ++v) columns[v] = load_half(p[v] + (i * kKeyGroup + own_lane(v)) * 2);
             add_products(sums, q + i, q_stride, columns);
             fetch_step<F, V>(next + i * next_step);
         }
@@ -370,7 +355,7 @@ inline void score_block(const float* q, size_t q_stride, const uint8_t* group, s
         for (size_t b = 0; b < head_dim; b += 32) {
             Vf scale[V];
             for (int v = 0; v < V; ++v) {
-                scale[v] = load_halves(p[v] + 2 * own_lane(v));
+                scale[v] = load_half(p[v] + 2 * own_lane(v));
                 p[v] += 2 * kKeyGroup;
             }
             for (size_t i = 0; i < 32; ++i) {
@@ -383,8 +368,8 @@ inline void score_block(const float* q, size_t q_stride, const uint8_t* group, s
     } else {
         Vf scale[V], minimum[V];
         for (int v = 0; v < V; ++v) {
-            scale[v] = load_halves(p[v] + 2 * own_lane(v));
-            minimum[v] = load_halves(p[v] + 2 * (kKeyGroup + own_lane(v)));
+            scale[v] = load_half(p[v] + 2 * own_lane(v));
+            minimum[v] = load_half(p[v] + 2 * (kKeyGroup + own_lane(v)));
             p[v] += 4 * kKeyGroup;
         }
         const size_t middle = head_dim / 2;
@@ -429,7 +414,7 @@ inline void value_block(const float* weights, const uint8_t* row, size_t row_byt
         for (int v = 0; v < V; ++v) sums[r][v] = load_floats(out + r * out_stride + j + v * kLanes);
     for (size_t i = 0; i < count; ++i, row += row_bytes) {
         if constexpr (F == KvFormat::F16) {
-            for (int v = 0; v < V; ++v) columns[v] = load_halves(row + 2 * (j + v * kLanes));
+            for (int v = 0; v < V; ++v) columns[v] = load_half(row + 2 * (j + v * kLanes));
         } else if constexpr (F == KvFormat::Q8_0) {
             for (int v = 0; v < V; ++v) {
                 const size_t at = j + v * kLanes;

@@ -99,11 +99,12 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
         }
         // Sums stay in memory: in registers they would push out the integers, which are touched far more often.
         asm volatile("" ::"r"(parts) : "memory");
-        Vi c[V][T], sum[V][T];
+        Dots<Fold::kWide, C::kFold> c[V][T];
+        Vi sum[V][T];
         unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
             constexpr int I = decltype(t)::value;
             const Vi start = dot_start<Fold::kWide, Fold::kShift>(kHalves ? a->neg16[0] + I : a->neg32 + I);
-            unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA { c[decltype(v)::value][I] = start; });
+            unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA { c[decltype(v)::value][I].begin(start); });
         });
         unrolled<8>([&](auto j) HETRUN_INLINE_LAMBDA {
             constexpr int J = decltype(j)::value;
@@ -113,8 +114,8 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
                     const Vi start = dot_start<Fold::kWide, Fold::kShift>(a->neg16[1] + I);
                     unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
                         constexpr int K = decltype(v)::value;
-                        sum[K][I] = c[K][I] * load_ints(w->scale16[0] + K * kLanes);
-                        c[K][I] = start;
+                        sum[K][I] = c[K][I].total() * load_ints(w->scale16[0] + K * kLanes);
+                        c[K][I].begin(start);
                     });
                 });
             }
@@ -127,7 +128,7 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
                 const Vi activations = splat_word(a->codes[J][I]);
                 unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
                     constexpr int K = decltype(v)::value;
-                    c[K][I] = dot<Fold::kWide>(c[K][I], codes[K], activations);
+                    c[K][I].add(codes[K], activations);
                 });
             });
         });
@@ -137,7 +138,7 @@ void gemm_tile(const PanelWeights* w, const PanelBlock* a, size_t n_steps, bool 
             unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
                 constexpr int I = decltype(t)::value;
                 float* own = kLateScale<C> ? parts + I * kWidth + K * kLanes : out + I * kPanelRows + K * kLanes;
-                Vi integer = c[K][I];
+                Vi integer = c[K][I].total();
                 if constexpr (kHalves) integer = sum[K][I] + integer * load_ints(w->scale16[1] + K * kLanes);
                 const Vf a_scale = splat_at(a->scale + I);
                 Vf acc = fmadd(to_floats(integer), kLateScale<C> ? a_scale : scale * a_scale, load_floats(own));

@@ -3,6 +3,8 @@
 
 #include <arm_neon.h>
 
+#include <cstring>
+
 #include "../kernels.h"
 
 namespace hetrun::cpu {
@@ -21,6 +23,99 @@ inline float32x4_t multiply_add(float32x4_t acc, float32x4_t a, float32x4_t b) {
 }
 inline Vf fmadd(Vf a, Vf b, Vf c) { return (Vf)multiply_add((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 inline float lane_sum(Vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+#ifdef __aarch64__
+#define HETRUN_VECTOR_HALF 1
+inline Vf load_half(const uint8_t* p) {
+    return (Vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
+}
+inline void store_half(uint8_t* p, Vf a) {
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)a)));
+}
+#endif
+inline uint8x8_t load_four(const uint8_t* p) {
+    uint32_t word;
+    std::memcpy(&word, p, 4);
+    return vreinterpret_u8_u32(vdup_n_u32(word));
+}
+inline Vi load_u8(const uint8_t* p) { return (Vi)vmovl_u16(vget_low_u16(vmovl_u8(load_four(p)))); }
+inline Vi load_i8(const uint8_t* p) { return (Vi)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(load_four(p))))); }
+inline Vi load_u8_pairs(const uint8_t* p) { return (Vi)vmovl_u8(vld1_u8(p)); }
+
+#define HETRUN_PACKED 1
+#define HETRUN_NARROW_GEMV 1
+#ifdef __aarch64__
+constexpr int kGemvVectors = 4;  // of 16 rows, read together: whole cache lines
+constexpr int kTileVectors = 4, kTilePanelTokens = 4;
+#else
+constexpr int kGemvVectors = 2;
+constexpr int kTileVectors = 2, kTilePanelTokens = 2;
+#endif
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool kWideDot = true;
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
+    return (Vi)vusdotq_s32((int32x4_t)acc, (uint8x16_t)codes, (int8x16_t)activations);
+}
+inline Vi dot_signed(Vi acc, Vi, Vi) { return acc; }
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kWideDot = false;
+inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
+    return (Vi)vdotq_s32((int32x4_t)acc, (int8x16_t)codes, (int8x16_t)activations);
+}
+// Of fewer than 8 bits.
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) { return dot_signed(acc, codes, activations); }
+#else
+#define HETRUN_NARROW_DOTS 1
+constexpr bool kWideDot = false;
+inline Vi row_totals(int32x4_t low, int32x4_t high) {
+#ifdef __aarch64__
+    return (Vi)vpaddq_s32(low, high);
+#else
+    return (Vi)vcombine_s32(vpadd_s32(vget_low_s32(low), vget_high_s32(low)), vpadd_s32(vget_low_s32(high), vget_high_s32(high)));
+#endif
+}
+inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
+    const int8x16_t w = (int8x16_t)codes, a = (int8x16_t)activations;
+    return acc + row_totals(vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(a))), vpaddlq_s16(vmull_s8(vget_high_s8(w), vget_high_s8(a))));
+}
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) { return dot_signed(acc, codes, activations); }
+// The lower two rows of a vector, then the upper two. Of codes below 64, 4 products of 6 bits or 8 of 5 fit 16 bits.
+template <bool Wide, bool Long = false>
+struct Dots {
+    int16x8_t low, high;
+    Vi start;
+    void begin(Vi from) {
+        low = high = vdupq_n_s16(0);
+        start = from;
+    }
+    void add(Vi codes, Vi activations) {
+        const int8x16_t w = (int8x16_t)codes, a = (int8x16_t)activations;
+        low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
+        high = vmlal_s8(high, vget_high_s8(w), vget_high_s8(a));
+    }
+    Vi total() const { return start + row_totals(vpaddlq_s16(low), vpaddlq_s16(high)); }
+};
+// Of codes of 8 bits, taken as signed where they are `Flipped`: two products fit 16 bits.
+template <bool Flipped>
+struct LongDots {
+    int32x4_t low, high;
+    Vi start;
+    void begin(Vi from) {
+        low = high = vdupq_n_s32(0);
+        start = from;
+    }
+    void add(Vi codes, Vi activations) {
+        const int8x16_t w = (int8x16_t)(Flipped ? codes ^ (Vi{} + static_cast<int32_t>(0x80808080)) : codes), a = (int8x16_t)activations;
+        low = vpadalq_s16(low, vmull_s8(vget_low_s8(w), vget_low_s8(a)));
+        high = vpadalq_s16(high, vmull_s8(vget_high_s8(w), vget_high_s8(a)));
+    }
+    Vi total() const { return start + row_totals(low, high); }
+};
+template <bool Long>
+struct Dots<true, Long> : LongDots<true> {};
+template <>
+struct Dots<false, true> : LongDots<false> {};
+#endif
 
 constexpr int kTileRows = 4, kTileTokens = 2;
 constexpr int stored_bias(int) { return 0; }

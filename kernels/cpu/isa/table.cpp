@@ -4,7 +4,9 @@
 // clang-format off
 #include "rowwise.h"
 #include "attend.h"
-#ifdef HETRUN_PACKED
+#ifdef HETRUN_NARROW_GEMV
+#include "panel_rows.h"
+#elif defined(HETRUN_PACKED)
 #include "panel.h"
 #endif
 // clang-format on

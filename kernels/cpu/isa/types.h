@@ -13,7 +13,12 @@
 #include "matmul.h"
 #ifdef HETRUN_PACKED
 #include "packed.h"
+#include "dots.h"
+#ifdef HETRUN_NARROW_GEMV
+#include "gemv_narrow.h"
+#else
 #include "gemv.h"
+#endif
 #include "gemm.h"
 #endif
 // clang-format on

@@ -30,6 +30,18 @@ inline Vi splat_word(const void* p) {
     std::memcpy(&word, p, 4);
     return splat_int(word);
 }
+#ifndef HETRUN_VECTOR_HALF
+inline Vf load_half(const uint8_t* p) {
+    typedef uint16_t Vu16 __attribute__((vector_size(2 * kLanes)));
+    Vu16 h;
+    std::memcpy(&h, p, sizeof h);
+    const Vi all = __builtin_convertvector(h, Vi), magnitude = (all & 0x7fff) << 13, sign = (all & 0x8000) << 16;
+    // Subnormals by the subtraction of their hidden bit: arithmetic on them might flush them to zero.
+    const Vf small = as_floats(magnitude + 0x38800000) - splat(0x1p-14f);
+    const Vi large = magnitude + (magnitude >= 0x0f800000 ? splat_int(0x70000000) : splat_int(0x38000000));
+    return as_floats((magnitude < 0x00800000 ? as_ints(small) : large) | sign);
+}
+#endif
 inline Vi lanes() {  // 0, 1, 2, ...
     Vi v{};
     for (size_t i = 0; i < kLanes; ++i) v[i] = static_cast<int32_t>(i);

@@ -11,7 +11,7 @@ from hetrun.errors import AllocationError, DeviceError, HetrunError
 
 ABI = 3
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
-ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod")
+ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm")
 
 
 class Batch(ctypes.Structure):

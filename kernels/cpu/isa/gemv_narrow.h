@@ -1,0 +1,89 @@
+// One token with whole rows of packed weights, for vectors of a few lanes: several of them pass together, so that whole cache
+// lines are read and activations are spread over the lanes once for all.
+#pragma once
+
+namespace hetrun::cpu {
+namespace {
+
+// Where the sums of one prepared row lie.
+struct RowSums {
+    const uint8_t* codes;
+    const float *scale, *sum32, *sum16;
+    const int32_t *neg32, *neg16;
+};
+
+// V vectors of rows with 32 columns.
+template <class C, int S, int V>
+HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const RowSums& row, size_t b, Vf (&acc)[V]) {
+    // What is loaded here stays here: loads of all steps at once would fill the registers several times over.
+    asm volatile("" ::: "memory");
+    const uint8_t* a = row.codes + 32 * b;
+    Dots<C::kWide> low[V], high[V];
+    unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
+        constexpr int K = decltype(v)::value;
+        low[K].begin(dot_start<C::kWide, C::kShift>(C::kScales16 ? row.neg16 + 2 * b : row.neg32 + b));
+        if constexpr (C::kScales16) high[K].begin(dot_start<C::kWide, C::kShift>(row.neg16 + 2 * b + 1));
+    });
+    unrolled<4>([&](auto j) HETRUN_INLINE_LAMBDA {
+        constexpr int J = decltype(j)::value;
+        const Vi first = splat_word(a + 4 * J), second = splat_word(a + 4 * (J + 4));
+        unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
+            constexpr int K = decltype(v)::value;
+            low[K].add(C::template code<S, J>(p[K]), first);
+            (C::kScales16 ? high : low)[K].add(C::template code<S, J + 4>(p[K]), second);
+        });
+    });
+    const Vf a_scale = splat_at(row.scale + b);
+    unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
+        constexpr int K = decltype(v)::value;
+        if constexpr (C::kScales16) {
+            const Vi sum = low[K].total() * C::template scale16<S, 0>(p[K]) + high[K].total() * C::template scale16<S, 1>(p[K]);
+            acc[K] = fmadd(to_floats(sum), head[K].d * a_scale, acc[K]);
+        } else {
+            acc[K] = fmadd(to_floats(low[K].total()), C::template scale<S>(p[K], head[K]) * a_scale, acc[K]);
+        }
+        if constexpr (C::kMin == 32) acc[K] = fmadd(C::template minimum<S>(p[K], head[K]), splat_at(row.sum32 + b), acc[K]);
+        if constexpr (C::kMin == 16) {
+            acc[K] = fmadd(C::template minimum16<S, 0>(p[K], head[K]), splat_at(row.sum16 + 2 * b), acc[K]);
+            acc[K] = fmadd(C::template minimum16<S, 1>(p[K], head[K]), splat_at(row.sum16 + 2 * b + 1), acc[K]);
+        }
+    });
+}
+
+template <class C>
+void gemv(const GemvArgs& g) {
+    const PreparedLayout& l = *g.layout;
+    const auto floats = [&](size_t offset) { return reinterpret_cast<const float*>(g.prepared + offset); };
+    const auto ints = [&](size_t offset) { return reinterpret_cast<const int32_t*>(g.prepared + offset); };
+    const RowSums row = {g.prepared,      floats(l.scale), floats(C::kHalfSum ? l.half_sum32 : l.sum32), floats(l.sum16),
+                         ints(l.neg32), ints(l.neg16)};
+    constexpr size_t kSteps = C::kBlock / 32;
+    constexpr int V = kGemvVectors;
+    const size_t n_blocks = l.n / C::kBlock;
+    for (size_t group = 0; group < g.n_groups; ++group) {
+        for (size_t lane = 0; lane < 16; lane += V * kLanes) {
+            Lanes p[V];
+            Vf acc[V];
+            for (int v = 0; v < V; ++v) {
+                p[v] = {g.groups + group * g.group_bytes, lane + v * kLanes};
+                acc[v] = Vf{};
+            }
+            for (size_t b = 0; b < n_blocks; ++b) {
+                if (lane == 0) {
+#pragma GCC unroll 64
+                    for (size_t i = 0; i < C::kBytes; i += 64) __builtin_prefetch(p[0].block + kPrefetchBytes + i);
+                }
+                Head head[V];
+                for (int v = 0; v < V; ++v) head[v] = C::head(p[v]);
+                unrolled<kSteps>([&](auto s) HETRUN_INLINE_LAMBDA {
+                    gemv_step<C, decltype(s)::value>(p, head, row, kSteps * b + decltype(s)::value, acc);
+                });
+                for (int v = 0; v < V; ++v) p[v].block += C::kBytes;
+            }
+            for (int v = 0; v < V; ++v) store_floats(g.out + 16 * group + lane + v * kLanes, acc[v]);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace hetrun::cpu
