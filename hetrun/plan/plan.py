@@ -18,12 +18,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """A device's answer for one op: seconds and basis, or the reason why it refuses."""
+    """A device's answer for one op: seconds, joules where it tells them, and basis, or the reason why it refuses."""
 
     device: str
     seconds: float | None = None
     basis: str | None = None
     refusal: str | None = None
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class Assignment:
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """Predicted seconds of one step: inside ops, launches of segments, copies between devices."""
+    """Predicted seconds of one step: inside ops, launches of segments, copies between devices; and its joules, where
+    every device that has a part in it tells them.
+    """
 
     ops_s: float
     launch_s: float
     copy_s: float
     n_segments: int
+    n_copies: int = 0
+    joules: float | None = None
 
     @property
     def total_s(self) -> float:
