@@ -42,7 +42,7 @@ def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], 
     if choice.plan_file and choice.pins:
         raise UsageError("--pin and --plan exclude each other", remedy="a plan already says where each op runs")
     path = resolve_model(path_or_name)  # before plugins are looked for: a misspelt name is answered at once
-    system = _system(choice)
+    system = system_of(choice)
     plan = read_plan(choice.plan_file) if choice.plan_file else None
     registry = Registry.load()
     devices = choice.devices or (plan.used_devices if plan else None)
@@ -69,7 +69,7 @@ def load_model(path_or_name: str, choice: Choice, encode: Callable[[Tokenizer], 
 
 def planned_devices(choice: Choice, registry: Registry) -> list[FoundDevice]:
     """The devices to plan for: those named, present or not, or all that are here. DeviceError for an unknown one."""
-    system = _system(choice)
+    system = system_of(choice)
     try:
         return api.choose_devices(registry, choice.devices, system=system, threads=choice.threads, to_run=False)
     except DeviceError as error:
@@ -103,7 +103,7 @@ def warn_of_broken(registry: Registry) -> None:
         print(f'warning: plugin {broken.name} failed: {line}; "hetrun devices" tells more', file=sys.stderr)
 
 
-def _system(choice: Choice) -> SystemConfig | None:
+def system_of(choice: Choice) -> SystemConfig | None:
     if choice.system is None:
         return None
     from hetrun.config import load_system

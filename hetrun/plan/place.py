@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from hetrun.device import Unsupported
-from hetrun.errors import PlanError
+from hetrun.errors import DeviceError, PlanError
 from hetrun.graph.graph import Graph
 from hetrun.plan.cost import CostTable
 from hetrun.plan.fit import STEP, Fit, Misfit, Placements, Problem, fit
@@ -91,6 +92,17 @@ class Task:
             return None
         return {p: problem.tables[p].price(placements[p]) for p in PHASES}
 
+    def placements(self, plan: Plan) -> Placements:
+        """Those of a loaded plan, which `check_plan` has passed."""
+        return {phase: tuple(a.device for a in plan.assignments(phase)) for phase in PHASES}
+
+    def best_alone(self) -> str | None:
+        """The device on which everything together costs least, by the objective; None where none takes it all."""
+        terms = self.problem.terms
+        costs = {d.info.id: self.alone(d.info.id) for d in self.devices}
+        known = {d: sum(terms[p].of(c[p]) for p in PHASES) for d, c in costs.items() if c}
+        return min(known, key=known.__getitem__, default=None)
+
     @property
     def _ops(self) -> range:
         return range(len(self.problem.allowed))
@@ -136,6 +148,15 @@ def check_plan(plan: Plan, graph: Graph, devices: Sequence[FoundDevice]) -> None
             f"the plan is for another model or context (fingerprint {plan.model}, this one is {graph.fingerprint})",
             remedy="make it anew for this model with the same --ctx, --kv-type and --attention",
         )
+    ids = [d.info.id for d in devices]
+    for device in plan.used_devices:
+        if device not in ids:
+            near = difflib.get_close_matches(device, ids, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise DeviceError(
+                f"the plan is for other devices: there is no device {device!r}, which it uses, among those chosen",
+                remedy=f"{hint}chosen: {', '.join(ids)}; choose those of the plan, or make it anew",
+            )
     names = [op.name for op in graph.ops]
     for phase in (plan.prefill, plan.decode):
         if [a.op for a in phase] != names:

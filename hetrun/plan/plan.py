@@ -87,9 +87,9 @@ class Plan:
 
     @cached_property
     def used_devices(self) -> tuple[str, ...]:
-        """Devices that run at least one op, in the order of `devices`."""
-        used = {a.device for a in (*self.prefill, *self.decode)}
-        return tuple(d for d in self.devices if d in used)
+        """Devices that run at least one op, in the order of `devices`; then those that an edit brought in."""
+        used = dict.fromkeys(a.device for a in (*self.prefill, *self.decode))
+        return (*(d for d in self.devices if d in used), *(d for d in used if d not in self.devices))
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

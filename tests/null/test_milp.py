@@ -25,7 +25,7 @@ def highs():
     require.require_module("highspy", "pip install 'hetrun[milp]'")
 
 
-def larger_problem(seed, n_ops=28, limits=None):
+def larger_problem(seed, n_ops=24, limits=None):
     """Four devices on a graph too large for brute force."""
     rng = np.random.default_rng(seed)
     graph = random_graph(rng, n_ops)
@@ -52,7 +52,7 @@ def agree(problem):
     return theirs
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_solver_is_best_on_random_graphs(seed):
     problem = larger_problem(seed)
     assert fit(problem).gap == 0.0
@@ -77,12 +77,12 @@ def test_highs_is_best_under_limits(seed):
         assert found.cost == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_what_highs_can_place_the_solver_places(seed):
-    agree(larger_problem(100 + seed, n_ops=20, limits=(5, 45)))
-
-
 @pytest.mark.parametrize("seed", range(12))
+def test_what_highs_can_place_the_solver_places(seed):
+    agree(larger_problem(100 + seed, n_ops=15, limits=(5, 35)))
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_the_least_energy_at_a_rate(seed):
     problem = larger_problem(200 + seed, n_ops=14)
     fastest = fit(problem.fastest)
