@@ -126,7 +126,7 @@ class Search:
         return min((kv.n_ctx for kv in self._graph(self.header, self._options).kv_specs.values()), default=1)
 
     def _systems(self) -> Iterator[tuple[str, Callable[[], Sequence[FoundDevice]]]]:
-        alone = set()
+        alone: set[str] = set()
         for name in shipped("systems"):
             ids = [device.id for device in load_system(name).devices]
             alone.update(ids if len(ids) == 1 else ())

@@ -66,7 +66,10 @@ def test_time_to_first_token_counts_the_prompt_alone(graph):
 def test_energy_without_power_is_an_error_that_names_the_device(graph):
     with pytest.raises(PlanError, match=r"b:0 tells no energy.*watts"):
         make_plan(graph, [fake("a", watts=1.0), fake("b")], Request(objective="energy"))
-    assert make_plan(graph, [fake("a", watts=1.0), fake("b")], Request()).predicted["decode"].joules is None
+    assert (
+        make_plan(graph, [fake("a", watts=1.0), fake("b", default_s=1e-6)], Request()).predicted["decode"].joules
+        is None
+    )
 
 
 def test_copies_take_the_power_of_the_device_behind_the_link(graph):
