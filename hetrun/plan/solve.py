@@ -167,6 +167,8 @@ class _Phase:
         }
 
     def _solve_from(self, entry: int, start: int, end: int) -> dict[tuple[Placement, int], tuple[float, Placement]]:
+        # The inner loop is most of the solver's time, so it is written out, over local names.
+        last_use, launch, domain, copies = self.last_use, self.launch, self.domain, self.copies
         # A state: devices of the attention ops so far, the last device, and (value, maker, memories) of what is to
         # be read.
         live = () if entry == _START else ((start - 1, entry, self.domain[entry]),)
@@ -175,13 +177,23 @@ class _Phase:
         for i in range(start, end):
             following: dict[tuple[Placement, int, Live], tuple[float, Placement]] = {}
             is_fixed = self.fixed(i)
+            reads, is_read = self.inputs[i], last_use[i] > i
             for (fixed, last, unread), (cost, placement) in states.items():
                 for device, op_cost in self.costs[i]:
-                    step = op_cost if device == last else op_cost + self.launch[device]
-                    copied, kept = self._read(i, device, unread)
-                    key = ((*fixed, device) if is_fixed else fixed, device, kept)
-                    total = cost + step + copied
-                    if total < following.get(key, (inf, ()))[0]:
+                    total = cost + op_cost if device == last else cost + op_cost + launch[device]
+                    here = domain[device]
+                    kept = []
+                    for value, maker, memories in unread:
+                        if value in reads and not memories & here:
+                            total += copies[value][maker][device]
+                            memories |= here
+                        if last_use[value] > i:
+                            kept.append((value, maker, memories))
+                    if is_read:
+                        kept.append((i, device, here))
+                    key = ((*fixed, device) if is_fixed else fixed, device, tuple(kept))
+                    known = following.get(key)
+                    if known is None or total < known[0]:
                         following[key] = (total, (*placement, device))
             states = following
         best: dict[tuple[Placement, int], tuple[float, Placement]] = {}
@@ -189,21 +201,6 @@ class _Phase:
             if cost < best.get((fixed, last), (inf, ()))[0]:
                 best[fixed, last] = (cost, placement)
         return best
-
-    def _read(self, op: int, device: int, live: Live) -> tuple[float, Live]:
-        """The copies that `op` on `device` needs, and what is to be read after it."""
-        cost = 0.0
-        kept = []
-        domain = self.domain[device]
-        for value, maker, memories in live:
-            if value in self.inputs[op] and not memories & domain:
-                cost += self.copies[value][maker][device]
-                memories |= domain
-            if self.last_use[value] > op:
-                kept.append((value, maker, memories))
-        if self.last_use[op] > op:
-            kept.append((op, device, domain))
-        return cost, tuple(kept)
 
 
 @dataclass(frozen=True)
