@@ -187,5 +187,11 @@ class Search:
 
 def _outcome(kind: Kind, label: str, plan: Plan) -> Outcome:
     decode_s = plan.predicted["decode"].total_s
-    tps = 1.0 / decode_s if decode_s else float("inf")
-    return Outcome(kind, label, tps, plan.predicted["prefill"].total_s, sum(plan.memory.values()), plan.basis)
+    return Outcome(
+        kind,
+        label,
+        1.0 / max(decode_s, 1e-12),
+        plan.predicted["prefill"].total_s,
+        sum(plan.memory.values()),
+        plan.basis,
+    )

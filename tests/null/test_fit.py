@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -66,11 +67,18 @@ def brute_force(problem):
     return best
 
 
+@cache
+def solved(seed):
+    """(a random problem, its least cost by brute force), found once for all tests."""
+    problem = random_problem(seed)
+    return problem, brute_force(problem)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_what_is_found_fits_and_its_bound_holds(seed):
     """Limits are drawn at random, and many problems are barely feasible: whatever is feasible must be found."""
-    problem = random_problem(seed)
-    expected, found = brute_force(problem), fit(problem)
+    problem, expected = solved(seed)
+    found = fit(problem)
     if expected is None:
         assert isinstance(found, Misfit) and found.proven
         return
