@@ -8,30 +8,30 @@
 
 namespace hetrun::cpu {
 
-extern const Kernels kernels_generic;
+extern const Kernels kernels_generic_all;
 #ifdef HETRUN_WITH_X86
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx2_all;
+extern const Kernels kernels_avx512_all;
 #endif
 #ifdef HETRUN_WITH_NEON
-extern const Kernels kernels_neon;
+extern const Kernels kernels_neon_all;
 #endif
 #ifdef HETRUN_WITH_DOTPROD
-extern const Kernels kernels_dotprod;
+extern const Kernels kernels_dotprod_all;
 #endif
 
 const Kernels* kernels_of(int isa) {
     switch (isa) {
-        case HETRUN_ISA_GENERIC: return &kernels_generic;
+        case HETRUN_ISA_GENERIC: return &kernels_generic_all;
 #ifdef HETRUN_WITH_X86
-        case HETRUN_ISA_AVX2: return &kernels_avx2;
-        case HETRUN_ISA_AVX512: return &kernels_avx512;
+        case HETRUN_ISA_AVX2: return &kernels_avx2_all;
+        case HETRUN_ISA_AVX512: return &kernels_avx512_all;
 #endif
 #ifdef HETRUN_WITH_NEON
-        case HETRUN_ISA_NEON: return &kernels_neon;
+        case HETRUN_ISA_NEON: return &kernels_neon_all;
 #endif
 #ifdef HETRUN_WITH_DOTPROD
-        case HETRUN_ISA_DOTPROD: return &kernels_dotprod;
+        case HETRUN_ISA_DOTPROD: return &kernels_dotprod_all;
 #endif
         default: return nullptr;
     }

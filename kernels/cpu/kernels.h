@@ -169,12 +169,17 @@ struct Decoded {
 
 constexpr size_t kTypes = 40;
 
+// Kernels of one type of weights.
+struct TypeKernels {
+    void (*matmul)(const MatmulArgs&);
+    void (*dequantize)(const uint8_t*, size_t n, float* out);  // one row
+    void (*gemv)(const GemvArgs&);                             // of packed weights, null where the type has no packed form
+    void (*gemm)(const GemmArgs&);
+};
+
 struct Kernels {
-    void (*matmul[kTypes])(const MatmulArgs&);                         // by GGUF type, null where there is none
-    void (*gemv[kTypes])(const GemvArgs&);                             // the same, of packed weights; gemm is there where this is
-    void (*gemm[kTypes])(const GemmArgs&);
+    const TypeKernels* types[kTypes];  // by GGUF type, null where there are none
     void (*fill_panel)(const uint8_t* row, const PreparedLayout&, size_t token, uint8_t* panel);
-    void (*dequantize[kTypes])(const uint8_t*, size_t n, float* out);  // one row
     void (*prepare_int8)(const float* x, const PreparedLayout&, uint8_t* out);
     void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* out);
     void (*gated)(uint32_t function, const float* gate, const float* up, size_t n, float* out);

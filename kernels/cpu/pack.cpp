@@ -137,7 +137,7 @@ int Pack::build(const Kernels& kernels, Pool& pool, hetrun_weight* weights, size
         hetrun_weight& w = weights[i];
         w.packed = 0;
         const Layout* layout = layout_of(w.type);
-        if (layout == nullptr || kernels.gemv[w.type] == nullptr) continue;
+        if (layout == nullptr || kernels.types[w.type]->gemv == nullptr) continue;
         if (w.n_columns % layout->elements != 0 || w.n_columns < 1 || w.n_columns > UINT32_MAX || w.address == 0)
             return HETRUN_BAD_ARGUMENT;
         const uint64_t row_bytes = w.n_columns / layout->elements * layout->bytes;

@@ -118,7 +118,7 @@ int Program::resolve_tables() {
         weights_.push_back({at<const uint8_t>(w.address), static_cast<size_t>(row_bytes), static_cast<size_t>(w.n_rows),
                             static_cast<size_t>(w.n_columns), w.type});
         if (w.packed != 0) {
-            if (device_.kernels->gemv[w.type] == nullptr) return HETRUN_BAD_PROGRAM;
+            if (device_.kernels->types[w.type]->gemv == nullptr) return HETRUN_BAD_PROGRAM;
             weights_.back().packed = at<const uint8_t>(w.packed);
             weights_.back().group_bytes = packed_group_bytes(w.type, static_cast<size_t>(w.n_columns));
         }
@@ -151,7 +151,7 @@ int Program::vector_of(int32_t index, size_t width, const float*& out) {
             w.floats = reinterpret_cast<const float*>(w.data);
         } else {
             vectors_.emplace_back(w.n_columns);
-            device_.kernels->dequantize[w.type](w.data, w.n_columns, vectors_.back().data());
+            device_.kernels->types[w.type]->dequantize(w.data, w.n_columns, vectors_.back().data());
             w.floats = vectors_.back().data();
         }
     }

@@ -102,7 +102,7 @@ void Run::embed(const Step& s, uint32_t thread) {
     const WeightView& w = *s.weight[0];
     const Range r = share(rows(*s.out), thread);
     for (size_t t = r.begin; t < r.end; ++t)
-        k_.dequantize[w.type](w.row(static_cast<size_t>(batch_.tokens[t])), w.n_columns, s.out->row(t));
+        k_.types[w.type]->dequantize(w.row(static_cast<size_t>(batch_.tokens[t])), w.n_columns, s.out->row(t));
 }
 
 void Run::rope_table(const Step& s, uint32_t thread) {
@@ -154,13 +154,13 @@ void Run::multiply(const WeightView& w, const Value& input, size_t first, size_t
     const uint8_t* prepared = alone ? scratch(thread, p_.layout_.prepared) : input.data;
     uint8_t* own = scratch(thread, p_.layout_.matmul);
     if (w.packed == nullptr) {
-        return k_.matmul[w.type]({w.row(first), w.row_bytes, n_rows, prepared, &input.prepared, n_tokens, out, stride, own});
+        return k_.types[w.type]->matmul({w.row(first), w.row_bytes, n_rows, prepared, &input.prepared, n_tokens, out, stride, own});
     }
     const uint8_t* groups = w.packed + first / kGroup * w.group_bytes;
     const size_t n_groups = (n_rows + kGroup - 1) / kGroup;
-    if (!alone) return k_.gemm[w.type]({groups, w.group_bytes, n_groups, input.panels, &input.prepared, n_tokens, out, own});
+    if (!alone) return k_.types[w.type]->gemm({groups, w.group_bytes, n_groups, input.panels, &input.prepared, n_tokens, out, own});
     for (size_t t = 0; t < n_tokens; ++t)
-        k_.gemv[w.type]({groups, w.group_bytes, n_groups, prepared + t * input.prepared.stride, &input.prepared, out + t * stride});
+        k_.types[w.type]->gemv({groups, w.group_bytes, n_groups, prepared + t * input.prepared.stride, &input.prepared, out + t * stride});
 }
 
 void Run::matmul(const Step& s, uint32_t thread) {

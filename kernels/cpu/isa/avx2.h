@@ -5,8 +5,6 @@
 
 #include "../kernels.h"
 
-#define HETRUN_KERNELS kernels_avx2
-
 namespace hetrun::cpu {
 namespace {
 

@@ -3,8 +3,6 @@
 
 #include "../kernels.h"
 
-#define HETRUN_KERNELS kernels_generic
-
 namespace hetrun::cpu {
 namespace {
 

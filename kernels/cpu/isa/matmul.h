@@ -4,13 +4,6 @@
 namespace hetrun::cpu {
 namespace {
 
-inline Vf load_floats(const float* p) {
-    Vf v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store_floats(float* p, Vf v) { std::memcpy(p, &v, sizeof v); }
-
 struct RowF16 {
     static void widen(const uint8_t* row, size_t n, float* out) {
         size_t i = 0;

@@ -5,12 +5,6 @@
 
 #include "../kernels.h"
 
-#ifdef __ARM_FEATURE_DOTPROD
-#define HETRUN_KERNELS kernels_dotprod
-#else
-#define HETRUN_KERNELS kernels_neon
-#endif
-
 namespace hetrun::cpu {
 namespace {
 

@@ -4,11 +4,6 @@
 namespace hetrun::cpu {
 namespace {
 
-inline Vf splat(float x) { return x - Vf{}; }  // Vf{} + x would turn -0 into 0, which costs an addition
-inline Vi splat_int(int32_t x) { return Vi{} + x; }
-inline Vf as_floats(Vi v) { return reinterpret_cast<Vf>(v); }
-inline Vi as_ints(Vf v) { return reinterpret_cast<Vi>(v); }
-
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
 
 // To the 11 significant bits of a half, with the range of a float.

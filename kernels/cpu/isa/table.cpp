@@ -1,78 +1,26 @@
-// One translation unit per instruction set: compiled with its flags, and HETRUN_ISA_HEADER naming its header.
-//
-// Only what the compiler inlines may be used here: a function with external linkage (of a standard header, say) compiled with
-// these flags could be the one that the linker keeps for the whole library.
-#include HETRUN_ISA_HEADER
+// Everything but matmul, and the table of an instruction set.
+#include "types.h"
 
 // clang-format off
-#include "decode.h"
-#include "matmul.h"
 #include "rowwise.h"
 #include "attend.h"
-#ifdef HETRUN_PACKED
-#include "packed.h"
-#endif
 // clang-format on
 
+#define HETRUN_TYPES(X)                                                                                          \
+    X(F32) X(F16) X(BF16) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) \
+    X(IQ4_XS) X(TQ1_0) X(TQ2_0) X(MXFP4)
+
 namespace hetrun::cpu {
+
+#define HETRUN_DECLARE(type) extern const TypeKernels HETRUN_NAME(HETRUN_ISA, type);
+HETRUN_TYPES(HETRUN_DECLARE)
+
 namespace {
-
-template <class Codec>
-constexpr void enter(Kernels& k, TensorType type) {
-    k.matmul[static_cast<size_t>(type)] = matmul_codes<Codec>;
-    k.dequantize[static_cast<size_t>(type)] = dequantize_codes<Codec>;
-}
-
-template <class Row>
-constexpr void enter_floats(Kernels& k, TensorType type) {
-    k.matmul[static_cast<size_t>(type)] = matmul_floats<Row>;
-    k.dequantize[static_cast<size_t>(type)] = dequantize_floats<Row>;
-}
-
-#ifdef HETRUN_PACKED
-template <class Packed>
-constexpr void enter_packed(Kernels& k, TensorType type) {
-    k.gemv[static_cast<size_t>(type)] = gemv<Packed>;
-    k.gemm[static_cast<size_t>(type)] = gemm<Packed>;
-}
-
-constexpr void enter_all_packed(Kernels& k) {
-    enter_packed<PackedQ4_0>(k, TensorType::Q4_0);
-    enter_packed<PackedQ4_1>(k, TensorType::Q4_1);
-    enter_packed<PackedQ5_0>(k, TensorType::Q5_0);
-    enter_packed<PackedQ5_1>(k, TensorType::Q5_1);
-    enter_packed<PackedQ8_0>(k, TensorType::Q8_0);
-    enter_packed<PackedQ2_K>(k, TensorType::Q2_K);
-    enter_packed<PackedQ3_K>(k, TensorType::Q3_K);
-    enter_packed<PackedQ4_K>(k, TensorType::Q4_K);
-    enter_packed<PackedQ5_K>(k, TensorType::Q5_K);
-    enter_packed<PackedQ6_K>(k, TensorType::Q6_K);
-}
-#else
-constexpr void enter_all_packed(Kernels&) {}  // rows as GGUF has them
-#endif
 
 constexpr Kernels table() {
     Kernels k{};
-    enter_floats<RowF32>(k, TensorType::F32);
-    enter_floats<RowF16>(k, TensorType::F16);
-    enter_floats<RowBF16>(k, TensorType::BF16);
-    enter<CodecQ4_0>(k, TensorType::Q4_0);
-    enter<CodecQ4_1>(k, TensorType::Q4_1);
-    enter<CodecQ5_0>(k, TensorType::Q5_0);
-    enter<CodecQ5_1>(k, TensorType::Q5_1);
-    enter<CodecQ8_0>(k, TensorType::Q8_0);
-    enter<CodecQ2_K>(k, TensorType::Q2_K);
-    enter<CodecQ3_K>(k, TensorType::Q3_K);
-    enter<CodecQ4_K>(k, TensorType::Q4_K);
-    enter<CodecQ5_K>(k, TensorType::Q5_K);
-    enter<CodecQ6_K>(k, TensorType::Q6_K);
-    enter<CodecIQ4_NL>(k, TensorType::IQ4_NL);
-    enter<CodecIQ4_XS>(k, TensorType::IQ4_XS);
-    enter<CodecTQ1_0>(k, TensorType::TQ1_0);
-    enter<CodecTQ2_0>(k, TensorType::TQ2_0);
-    enter<CodecMXFP4>(k, TensorType::MXFP4);
-    enter_all_packed(k);
+#define HETRUN_ENTER(type) k.types[static_cast<size_t>(TensorType::type)] = &HETRUN_NAME(HETRUN_ISA, type);
+    HETRUN_TYPES(HETRUN_ENTER)
     k.prepare_int8 = prepare_int8;
     k.fill_panel = fill_panel;
     k.rms_norm = rms_norm;
@@ -89,10 +37,11 @@ constexpr Kernels table() {
     return k;
 }
 
+constexpr Kernels kTable = table();
+
 }  // namespace
 
-extern const Kernels HETRUN_KERNELS;
-constexpr Kernels kTable = table();
-const Kernels HETRUN_KERNELS = kTable;
+extern const Kernels HETRUN_NAME(HETRUN_ISA, all);
+const Kernels HETRUN_NAME(HETRUN_ISA, all) = kTable;
 
 }  // namespace hetrun::cpu
