@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,8 @@ def command(
         from hetrun.cli.verified import verify as run_and_compare
 
         checked = run_and_compare(task, plan, choice, registry, Path(name))
+    # Boards that run a sequence each: what reaches a rate where one sequence cannot.
+    n_boards = math.ceil((target_tps or 0.0) * plan.predicted["decode"].total_s * (1 - 1e-9))
     if explain is not None:
         _explain(explanation, plan, explain)
     elif options.flags().json:
@@ -152,6 +155,7 @@ def command(
             record["target"] = {
                 "tps": target_tps,
                 "reached": outcomes is None,
+                "boards_together": n_boards,
                 "changes": [vars(o) for o in outcomes or ()],
             }
         print(json.dumps(record if checked is None else {**record, "verify": checked}))
@@ -160,7 +164,7 @@ def command(
 
         print_plan(task, plan, Path(name).name)
         if target_tps is not None:
-            print_outcomes(target_tps, None if outcomes is None else [vars(o) for o in outcomes])
+            print_outcomes(target_tps, n_boards, None if outcomes is None else [vars(o) for o in outcomes])
         if checked is not None:
             print_verified(checked)
 

@@ -77,8 +77,8 @@ def print_explanation(explanation: Explanation, plan: Plan, index: int) -> None:
             out.print(plain(f"  {line}"))
 
 
-def print_outcomes(target_tps: float, outcomes: Sequence[Mapping[str, Any]] | None) -> None:
-    """Whether the rate is reached, and what would reach it."""
+def print_outcomes(target_tps: float, n_boards: int, outcomes: Sequence[Mapping[str, Any]] | None) -> None:
+    """Whether the rate is reached, and what would reach it.   n_boards: that reach it together, a sequence each."""
     out = console()
     if outcomes is None:
         out.print(plain(f"the target of {target_tps:g} tokens/s is reached, as predicted"))
@@ -92,7 +92,8 @@ def print_outcomes(target_tps: float, outcomes: Sequence[Mapping[str, Any]] | No
             cells = (f"{o['decode_tps']:.4g}", duration(o["prefill_s"]), memory)
             shown.add_row(plain(o["label"]), f"{basis_kind(o['basis'])} costs", *cells)
         out.print(shown)
-    out.print(plain("more boards of one kind add memory; one sequence gets no faster by them, as its ops run in turn"))
+    together = f"{n_boards} boards like this, each with the whole model, reach it together over {n_boards} sequences"
+    out.print(plain(f"one sequence gets no faster by more boards of a kind, as its ops run in turn; {together}"))
 
 
 def print_verified(checked: Mapping[str, Any]) -> None:
