@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,14 +127,14 @@ def command(
     found = planned_devices(choice, registry)
     warn_of_broken(registry)
     search = Search(header, choice, request, rules, registry, model is not None)
-    outcomes: list[Outcome] | None = None
+    missed: Missed | None = None
     if loaded:
         check_plan(loaded, graph, found)
         task = Task.of(graph, found, request)
         plan = task.plan(task.placements(loaded))
     else:
         task = Task.of(graph, found, request, rules)
-        task, plan, outcomes = _solve(task, solver, search)
+        task, plan, missed = _solve(task, solver, search)
     explanation = Explanation(task, task.placements(plan))
     if save is not None:
         _save(plan, save)
@@ -154,9 +154,10 @@ def command(
         if target_tps is not None:
             record["target"] = {
                 "tps": target_tps,
-                "reached": outcomes is None,
+                "reached": missed is None,
+                "why": missed.why if missed else None,
                 "boards_together": n_boards,
-                "changes": [vars(o) for o in outcomes or ()],
+                "changes": [vars(o) for o in missed.outcomes] if missed else [],
             }
         print(json.dumps(record if checked is None else {**record, "verify": checked}))
     else:
@@ -164,12 +165,21 @@ def command(
 
         print_plan(task, plan, Path(name).name)
         if target_tps is not None:
-            print_outcomes(target_tps, n_boards, None if outcomes is None else [vars(o) for o in outcomes])
+            why, changes = (missed.why, [vars(o) for o in missed.outcomes]) if missed else (None, [])
+            print_outcomes(target_tps, n_boards, why, changes)
         if checked is not None:
             print_verified(checked)
 
 
-def _solve(task: Task, solver: Any, search: Search) -> tuple[Task, Plan, list[Outcome] | None]:
+@dataclass(frozen=True)
+class Missed:
+    """A target out of reach: why, and the changes that would reach it."""
+
+    why: str
+    outcomes: list[Outcome]
+
+
+def _solve(task: Task, solver: Any, search: Search) -> tuple[Task, Plan, Missed | None]:
     """(task, plan, None), or where the target is out of reach the best plan without it, and what would reach it.
 
     PlacementError with what would help, where there is no plan at all.
@@ -188,7 +198,7 @@ def _solve(task: Task, solver: Any, search: Search) -> tuple[Task, Plan, list[Ou
         )
         if task.request.target_tps is not None and task.request.objective != "energy":
             try:
-                return free, free.solve(solver), outcomes
+                return free, free.solve(solver), Missed(str(error), outcomes)
             except PlacementError:
                 pass
         raise PlacementError(error.message, remedy=_remedy(error, outcomes)) from error

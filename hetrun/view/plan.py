@@ -77,12 +77,13 @@ def print_explanation(explanation: Explanation, plan: Plan, index: int) -> None:
             out.print(plain(f"  {line}"))
 
 
-def print_outcomes(target_tps: float, n_boards: int, outcomes: Sequence[Mapping[str, Any]] | None) -> None:
-    """Whether the rate is reached, and what would reach it.   n_boards: that reach it together, a sequence each."""
+def print_outcomes(target_tps: float, n_boards: int, why: str | None, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Whether the rate is reached; if not, why, and what would reach it.   n_boards: those that do together."""
     out = console()
-    if outcomes is None:
+    if why is None:
         out.print(plain(f"the target of {target_tps:g} tokens/s is reached, as predicted"))
         return
+    out.print(plain(why))
     if not outcomes:
         out.print(plain(f"{target_tps:g} tokens/s: no shipped system, device, type or context reaches it, nor any two"))
     else:

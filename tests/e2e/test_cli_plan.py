@@ -88,7 +88,7 @@ def test_a_rate_is_bought_with_energy(tiny: Path, tmp_path: Path) -> None:
     rate = 2 * frugal["predicted"]["decode_tps"]
     result = hetrun(tmp_path, *args, "--target-tps", str(rate)).json
     assert result["predicted"]["decode_tps"] >= rate * (1 - 1e-6)
-    assert result["target"] == {"tps": rate, "reached": True, "boards_together": 1, "changes": []}
+    assert result["target"] == {"tps": rate, "reached": True, "why": None, "boards_together": 1, "changes": []}
     assert result["predicted"]["joules_per_token"] > frugal["predicted"]["joules_per_token"]
     failed(
         hetrun(tmp_path, *args[:-1], "--target-tps", "1e12"),
@@ -106,6 +106,7 @@ def test_energy_without_power_names_the_device(tiny: Path, tmp_path: Path) -> No
 def test_what_would_reach_a_rate_is_planned(tmp_path: Path) -> None:
     args = (*TINYLLAMA, "--ctx", "512", "--target-tps", "6")
     done = hetrun(tmp_path, *args)
+    assert "no plan for these devices decodes 6 tokens/s: the fastest plan is predicted 3." in done.out
     assert done.code == 0 and "reaches 6 tokens/s" in done.out and "--system rpi5" in done.out
     result = hetrun(tmp_path, *args, "--json").json
     changes = {c["label"]: c for c in result["target"]["changes"]}
