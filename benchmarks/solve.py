@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hetrun.plan.cost import Terms
 from hetrun.plan.plan import PHASES
 from hetrun.plan.solve import cheapest
 from hetrun.plugins import FoundDevice
@@ -29,7 +30,7 @@ def seconds(n_layers: int, devices: Sequence[FoundDevice]) -> float:
     tables = tables_of(llama_graph(n_layers=n_layers), devices)
     allowed = allowed_of(tables)
     started = time.perf_counter()
-    cheapest(tables, allowed, dict.fromkeys(PHASES, 1.0))
+    cheapest(tables, allowed, dict.fromkeys(PHASES, Terms()))
     return time.perf_counter() - started
 
 

@@ -101,6 +101,10 @@ class PlanError(HetrunError):
     exit_code = 6
 
 
+class PlacementError(PlanError):
+    """No placement keeps to the memory, the rules and the rate asked for."""
+
+
 class ConfigError(HetrunError):
     """A configuration file that does not parse or holds unknown keys or bad values. Names file and key."""
 

@@ -51,7 +51,7 @@ def load_model(
     if choice.plan_file and choice.pins:
         raise UsageError("--pin and --plan exclude each other", remedy="a plan already says where each op runs")
     path = resolve_model(path_or_name)  # before plugins are looked for: a misspelt name is answered at once
-    system = _system(choice)
+    system = system_of(choice)
     plan = read_plan(choice.plan_file) if choice.plan_file else None
     registry = Registry.load()
     devices = choice.devices or (plan.used_devices if plan else None)
@@ -91,7 +91,7 @@ def planned_devices(
 
     to_run, calibrated: as `api.choose_devices` has them.
     """
-    system = _system(choice)
+    system = system_of(choice)
     try:
         return api.choose_devices(
             registry, choice.devices, system=system, threads=choice.threads, to_run=to_run, calibrated=calibrated
@@ -127,7 +127,7 @@ def warn_of_broken(registry: Registry) -> None:
         print(f'warning: plugin {broken.name} failed: {line}; "hetrun devices" tells more', file=sys.stderr)
 
 
-def _system(choice: Choice) -> SystemConfig | None:
+def system_of(choice: Choice) -> SystemConfig | None:
     if choice.system is None:
         return None
     from hetrun.config import load_system

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hetrun.cli import options
-from hetrun.errors import UsageError
+from hetrun.errors import PlacementError, UsageError
 
 if TYPE_CHECKING:
-    from hetrun.graph.graph import Graph
+    from collections.abc import Sequence
+
+    from hetrun.cli.changes import Outcome, Search
     from hetrun.model.shape import Shape
-    from hetrun.plan.place import Request
-    from hetrun.plan.plan import Assignment, Plan
+    from hetrun.plan.explain import Explanation
+    from hetrun.plan.place import Task
+    from hetrun.plan.plan import Plan
 
 
 @click.command(
@@ -26,7 +31,8 @@ if TYPE_CHECKING:
     epilog=options.example(
         "hetrun plan --model smollm2-135m",
         "hetrun plan --model smollm2-135m --device model:cortex-a9 --device model:pynq-z1 --gen-tokens 256",
-        "hetrun plan --shape tinyllama-382mb --system pynq-z1",
+        "hetrun plan --shape tinyllama-382mb --system pynq-z1 --ctx 512",
+        "hetrun plan --shape llama2-7b --system laptop --target-tps 20",
         "hetrun plan --model smollm2-135m --explain blk.0.attn_q",
     ),
 )
@@ -39,6 +45,10 @@ if TYPE_CHECKING:
     help="Run the ops of that name on that device, such as 'blk.*.ffn_*=reference'; repeatable.",
 )  # fmt: skip
 @click.option(
+    "--forbid", "forbids", multiple=True, metavar="PATTERN=DEVICE",
+    help="Keep the ops of that name off that device; repeatable.",
+)  # fmt: skip
+@click.option(
     "--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N",
     help="Length of the prompt to plan for.",
 )  # fmt: skip
@@ -46,10 +56,27 @@ if TYPE_CHECKING:
     "--gen-tokens", type=click.IntRange(min=0), default=128, show_default=True, metavar="N",
     help="Length of the answer to plan for.",
 )  # fmt: skip
+@click.option(
+    "--objective", type=click.Choice(("latency", "ttft", "energy")), default="latency", show_default=True,
+    help="What is to be least: seconds of the whole answer, seconds to the first token, or joules.",
+)  # fmt: skip
+@click.option(
+    "--target-tps", type=float, metavar="X",
+    help="Decode at X tokens/s at least, at the least of the objective; where that cannot be, say what must change.",
+)  # fmt: skip
+@click.option(
+    "--solver", type=click.Choice(("auto", "milp")), default="auto", show_default=True,
+    help="milp: by HiGHS, exactly where memory is tight, too (pip install 'hetrun[milp]').",
+)  # fmt: skip
 @options.context()
 @options.cache
 @click.option("--save", metavar="FILE", help="Write the plan to a file, for --plan of other verbs.")
+@click.option("--load", metavar="FILE", help="Show a plan that was saved, priced anew, instead of making one.")
 @click.option("--explain", metavar="OP", help="Show what each device would take for one op, or why it refuses.")
+@click.option(
+    "--verify", is_flag=True,
+    help="Run the plan and the best single device here, and compare what is measured with what was predicted.",
+)  # fmt: skip
 @options.common
 def command(
     model: str | None,
@@ -59,41 +86,129 @@ def command(
     system: str | None,
     threads: int | None,
     pins: tuple[str, ...],
+    forbids: tuple[str, ...],
     prompt_tokens: int,
     gen_tokens: int,
+    objective: Any,
+    target_tps: float | None,
+    solver: Any,
     n_ctx: int | None,
     kv_type: str,
     attention: options.Attention,
     save: str | None,
+    load: str | None,
     explain: str | None,
+    verify: bool,
 ) -> None:
-    """Shows which device would run each op of each layer, and the time that follows. Nothing is loaded or run, so
-    devices that are absent or only modelled can be planned for.
+    """Shows which device would run each op of each layer, and the time that follows. Only the model's header is read,
+    and without --verify nothing is loaded or run, so devices that are absent or only modelled can be planned for.
     """
     from hetrun import api
-    from hetrun.cli.loading import Choice, graph_options, planned_devices, show_log, warn_of_broken
-    from hetrun.plan.place import Pin, Request, make_plan
+    from hetrun.cli.changes import Search
+    from hetrun.cli.loading import Choice, graph_options, planned_devices, read_plan, show_log, warn_of_broken
+    from hetrun.plan.explain import Explanation
+    from hetrun.plan.place import Forbid, Pin, Request, Task, check_plan
     from hetrun.plugins import Registry
 
     show_log()
-    parsed = [Pin.parse(p) for p in pins]
+    if load and (pins or forbids or target_tps or save):
+        raise UsageError("--load takes a plan as it is", remedy="leave out --pin, --forbid, --target-tps and --save")
+    if verify and model is None:
+        raise UsageError("--verify runs the model, so it needs a file", remedy="give --model instead of --shape")
+    rules = [*map(Pin.parse, pins), *map(Forbid.parse, forbids)]
+    request = Request(prompt_tokens, gen_tokens, objective=objective, target_tps=target_tps)
+    loaded = read_plan(load) if load else None
     choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx, attention=attention)
-    registry = Registry.load()
+    if loaded and not devices and not system:
+        choice = replace(choice, devices=tuple(dict.fromkeys((*loaded.devices, *loaded.used_devices))))
     name, header = _header(model, shape, quant)
+    registry = Registry.load()
     graph = api.graph_of(header, graph_options(choice), registry)
-    request = Request(prompt_tokens, gen_tokens)
-    plan = make_plan(graph, planned_devices(choice, registry), request, parsed)
+    found = planned_devices(choice, registry)
     warn_of_broken(registry)
+    search = Search(header, choice, request, rules, registry, model is not None)
+    missed: Missed | None = None
+    if loaded:
+        check_plan(loaded, graph, found)
+        task = Task.of(graph, found, request)
+        plan = task.plan(task.placements(loaded))
+    else:
+        task = Task.of(graph, found, request, rules)
+        task, plan, missed = _solve(task, solver, search)
+    explanation = Explanation(task, task.placements(plan))
     if save is not None:
         _save(plan, save)
-    if explain is not None:
-        _explain(plan, graph, explain)
-    elif options.flags().json:
-        print(json.dumps(_record(plan, graph, request, name)))
-    else:
-        from hetrun.view.plan import print_plan
+    checked = None
+    if verify:
+        from hetrun.cli.verified import verify as run_and_compare
 
-        print_plan(plan, graph, request, Path(name).name)
+        checked = run_and_compare(task, plan, choice, registry, Path(name))
+    # Boards that run a sequence each: what reaches a rate where one sequence cannot.
+    n_boards = math.ceil((target_tps or 0.0) * plan.predicted["decode"].total_s * (1 - 1e-9))
+    if explain is not None:
+        _explain(explanation, plan, explain)
+    elif options.flags().json:
+        from hetrun.cli.plan_record import plan_record
+
+        record = plan_record(explanation, plan, name)
+        if target_tps is not None:
+            record["target"] = {
+                "tps": target_tps,
+                "reached": missed is None,
+                "why": missed.why if missed else None,
+                "boards_together": n_boards,
+                "changes": [vars(o) for o in missed.outcomes] if missed else [],
+            }
+        print(json.dumps(record if checked is None else {**record, "verify": checked}))
+    else:
+        from hetrun.view.plan import print_outcomes, print_plan, print_verified
+
+        print_plan(task, plan, Path(name).name)
+        if target_tps is not None:
+            why, changes = (missed.why, [vars(o) for o in missed.outcomes]) if missed else (None, [])
+            print_outcomes(target_tps, n_boards, why, changes)
+        if checked is not None:
+            print_verified(checked)
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A target out of reach: why, and the changes that would reach it."""
+
+    why: str
+    outcomes: list[Outcome]
+
+
+def _solve(task: Task, solver: Any, search: Search) -> tuple[Task, Plan, Missed | None]:
+    """(task, plan, None), or where the target is out of reach the best plan without it, and what would reach it.
+
+    PlacementError with what would help, where there is no plan at all.
+    """
+    from hetrun.plan.fit import STEP
+
+    try:
+        return task, task.solve(solver), None
+    except PlacementError as error:
+        outcomes = search.outcomes()
+        limits = {name: limit for name, limit in task.problem.limits.items() if name != STEP}
+        free = replace(
+            task,
+            problem=replace(task.problem, limits=limits),
+            request=replace(task.request, target_tps=None),
+        )
+        if task.request.target_tps is not None and task.request.objective != "energy":
+            try:
+                return free, free.solve(solver), Missed(str(error), outcomes)
+            except PlacementError:
+                pass
+        raise PlacementError(error.message, remedy=_remedy(error, outcomes)) from error
+
+
+def _remedy(error: PlacementError, outcomes: Sequence[Outcome]) -> str:
+    if not outcomes:
+        return f"{error.remedy}; no other type, context or shipped device helps alone"
+    listed = "; ".join(f"{o.label} ({o.decode_tps:.3g} tokens/s)" for o in outcomes)
+    return f"planned, each of these would do: {listed}; or {error.remedy}"
 
 
 def _header(model: str | None, shape: str | None, quant: str | None) -> tuple[str, Shape]:
@@ -115,67 +230,21 @@ def _header(model: str | None, shape: str | None, quant: str | None) -> tuple[st
         return str(path), Shape(path.stem, "", file.architecture, file.metadata, file.tensors)
 
 
-def _explain(plan: Plan, graph: Graph, wanted: str) -> None:
-    from hetrun.plan.plan import PHASES
-
+def _explain(explanation: Explanation, plan: Plan, wanted: str) -> None:
+    graph = explanation.task.problem.tables["decode"].graph
     names = [op.name for op in graph.ops]
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4) or names[:3]
         raise UsageError(f"no op {wanted!r} in the graph", remedy=f"near: {', '.join(near)}; --json lists all")
     index = names.index(wanted)
-    assignments = {phase: plan.assignments(phase)[index] for phase in PHASES}
     if options.flags().json:
-        op = graph.ops[index]
-        record = {"op": op.name, "kind": op.kind, "layer": op.layer}
-        print(json.dumps(record | {phase: _assignment(a) for phase, a in assignments.items()}))
+        from hetrun.cli.plan_record import op_record
+
+        print(json.dumps(op_record(explanation, plan, index)))
         return
     from hetrun.view.plan import print_explanation
 
-    print_explanation(graph.ops[index], assignments)
-
-
-def _record(plan: Plan, graph: Graph, request: Request, model: str) -> dict[str, Any]:
-    from hetrun.plan.plan import PHASES
-    from hetrun.plan.segment import runs
-
-    assignments, segments = [], []
-    for phase in PHASES:
-        for op, a in zip(graph.ops, plan.assignments(phase), strict=True):
-            assignments.append({"phase": phase, "op": op.name, "kind": op.kind, "layer": op.layer, **_assignment(a)})
-        for device, start, end in runs([a.device for a in plan.assignments(phase)]):
-            names = {"first": graph.ops[start].name, "last": graph.ops[end - 1].name}
-            segments.append({"phase": phase, "device": device, "ops": end - start, **names})
-    prefill_s, decode_s = (plan.predicted[p].total_s for p in PHASES)
-    return {
-        "model": model,
-        "fingerprint": plan.model,
-        "devices": list(plan.devices),
-        "used_devices": list(plan.used_devices),
-        "prompt_tokens": request.prompt_tokens,
-        "gen_tokens": request.gen_tokens,
-        "predicted": {
-            **{p: {**vars(plan.predicted[p]), "total_s": plan.predicted[p].total_s} for p in PHASES},
-            "answer_s": request.total_seconds(prefill_s, decode_s),
-            "prefill_tps": request.workload("prefill").n_tokens / prefill_s if prefill_s else None,
-            "decode_tps": 1.0 / decode_s if decode_s else None,
-            "basis": list(plan.basis),
-        },
-        "memory": dict(plan.memory),
-        "gap": plan.gap,
-        "segments": segments,
-        "assignments": assignments,
-    }
-
-
-def _assignment(a: Assignment) -> dict[str, Any]:
-    chosen, second = a.chosen, a.runner_up
-    return {
-        "device": a.device,
-        "reason": a.reason,
-        "cost": {"seconds": chosen.seconds, "basis": chosen.basis} if chosen else None,
-        "runner_up": {"device": second.device, "seconds": second.seconds, "basis": second.basis} if second else None,
-        "refusals": {c.device: c.refusal for c in a.candidates if c.refusal is not None},
-    }
+    print_explanation(explanation, plan, index)
 
 
 def _save(plan: Plan, target: str) -> None:

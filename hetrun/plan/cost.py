@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hetrun.device import Cost, DeviceInfo, Unsupported
+from hetrun.device import Cost, DeviceInfo, Link, Unsupported
 from hetrun.errors import PluginError
 from hetrun.graph.graph import Graph
 from hetrun.ops import VALUE_BYTES, Op, Workload
@@ -26,6 +26,18 @@ def values_domain(info: DeviceInfo) -> str:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What an objective counts of one phase: so much for each second and for each joule of a step."""
+
+    per_second: float = 1.0
+    per_joule: float = 0.0
+
+    def of(self, cost: PhaseCost) -> float:
+        """What a step counts. Unknown joules count nothing: whoever asks for them sees that they are known."""
+        return self.per_second * cost.total_s + self.per_joule * (cost.joules or 0.0)
+
+
+@dataclass(frozen=True)
 class CostTable:
     """Every device's answer for every op of a graph under one workload. Costs are asked once, here."""
 
@@ -37,32 +49,52 @@ class CostTable:
     @classmethod
     def ask(cls, graph: Graph, workload: Workload, devices: Sequence[FoundDevice]) -> CostTable:
         """PluginError where a driver's answer is no cost."""
+        for device in devices:
+            check_info(device)
         answers = tuple({d.info.id: _estimate(d, op, workload) for d in devices} for op in graph.ops)
         if any(d.calibration for d in devices):
             answers = tuple(_calibrated(graph, workload, devices, answers))
         return cls(graph, workload, tuple(d.info for d in devices), answers)
 
+    def cost(self, op: int, device: str) -> Cost:
+        """What a device that accepts the op takes for it."""
+        answer = self.answers[op][device]
+        assert isinstance(answer, Cost)
+        return answer
+
     def price(self, placement: Sequence[str]) -> PhaseCost:
-        """Predicted time of one step. `placement` names a device for each op, in order, all of which accept their
-        op.
+        """Predicted time and energy of one step. `placement` names a device for each op, in order, all of which accept
+        their op.
         """
         infos = {d.id: d for d in self.devices}
-        seconds = 0.0
-        for device, answer in zip(placement, self.answers, strict=True):
-            cost = answer[device]
-            assert isinstance(cost, Cost)
-            seconds += cost.seconds
+        costs = [self.cost(i, device) for i, device in enumerate(placement)]
         segments = runs(placement)
-        launch_s = sum(infos[device].launch.seconds for device, _, _ in segments)
-        return PhaseCost(seconds, launch_s, self._copy_seconds(placement, infos), len(segments))
+        copies = list(self.copies(placement))
+        joules: float | None = None
+        if all(cost.joules is not None for cost in costs):
+            joules = sum(cost.joules or 0.0 for cost in costs) + sum(copy_joules(*c) for c in copies)
+            joules += sum(launch_joules(infos[device]) for device, _, _ in segments)
+        return PhaseCost(
+            ops_s=sum(cost.seconds for cost in costs),
+            launch_s=sum(infos[device].launch.seconds for device, _, _ in segments),
+            copy_s=sum(copy_seconds(*c) for c in copies),
+            n_segments=len(segments),
+            n_copies=len(copies),
+            joules=joules,
+        )
+
+    def bases(self, placement: Sequence[str]) -> set[str]:
+        """Where each number of `price` comes from: those of ops, launches and links."""
+        infos = {d.id: d for d in self.devices}
+        found = {self.cost(i, device).basis for i, device in enumerate(placement)}
+        found |= {infos[device].launch.basis for device, _, _ in runs(placement) if infos[device].launch.seconds}
+        return found | {link.basis for c in self.copies(placement) for link in _links(c[0], c[1])}
 
     def resident(self, placement: Sequence[str]) -> dict[tuple[str, str, str], int]:
         """Bytes by (device, space, block name); ops that name the same block share it."""
         blocks: dict[tuple[str, str, str], int] = {}
-        for device, answer in zip(placement, self.answers, strict=True):
-            cost = answer[device]
-            assert isinstance(cost, Cost)
-            blocks.update({(device, space, name): n for (space, name), n in cost.resident.items()})
+        for i, device in enumerate(placement):
+            blocks.update({(device, space, name): n for (space, name), n in self.cost(i, device).resident.items()})
         return blocks
 
     @cached_property
@@ -88,29 +120,69 @@ class CostTable:
         )
         return sum(shares) / 2
 
-    def _copy_seconds(self, placement: Sequence[str], infos: Mapping[str, DeviceInfo]) -> float:
-        """Each value is copied once into each domain that reads it; the logits go to the host."""
+    def copies(self, placement: Sequence[str]) -> Iterator[tuple[DeviceInfo, DeviceInfo | None, int]]:
+        """(from, to, bytes) of each copy: a value is copied once into each domain that reads it; the logits go to the
+        host (None). Only what takes links is listed."""
+        infos = {d.id: d for d in self.devices}
+        domains = {d.id: values_domain(d) for d in self.devices}
         made_on: dict[str, str] = {}
         present: set[tuple[str, str]] = set()
-        total = 0.0
         for op, device in zip(self.graph.ops, placement, strict=True):
-            domain = values_domain(infos[device])
+            domain = domains[device]
             for value in op.inputs:
                 if (value.name, domain) not in present:
                     present.add((value.name, domain))
                     nbytes = VALUE_BYTES * value.width * self.workload.rows(value.rows)
-                    total += copy_seconds(infos[made_on[value.name]], infos[device], nbytes)
+                    yield infos[made_on[value.name]], infos[device], nbytes
             made_on[op.name] = device
             present.add((op.name, domain))
-        logits = VALUE_BYTES * self.graph.n_vocab * self.workload.n_outputs
-        return total + copy_seconds(infos[placement[-1]], None, logits)
+        if domains[placement[-1]] != HOST:
+            yield infos[placement[-1]], None, VALUE_BYTES * self.graph.n_vocab * self.workload.n_outputs
 
 
 def copy_seconds(source: DeviceInfo, target: DeviceInfo | None, nbytes: int) -> float:
     """A copy out of `source`'s memory and into `target`'s (None: the host's)."""
+    return sum(link.seconds(nbytes) for link in _links(source, target))
+
+
+def copy_joules(source: DeviceInfo, target: DeviceInfo | None, nbytes: int) -> float:
+    """The devices behind the links are busy while they copy; a link has no power of its own."""
+    ends = [(source, source.spaces[0].download), (target, target.spaces[0].upload if target else None)]
+    return sum(link.seconds(nbytes) * _watts(info) for info, link in ends if info and link)
+
+
+def launch_joules(info: DeviceInfo) -> float:
+    """Energy of one launch, where the device tells it or its power."""
+    return info.launch.seconds * _watts(info) if info.launch.joules is None else info.launch.joules
+
+
+def _links(source: DeviceInfo, target: DeviceInfo | None) -> list[Link]:
     download = source.spaces[0].download
     upload = target.spaces[0].upload if target else None
-    return sum(link.seconds(nbytes) for link in (download, upload) if link)
+    return [link for link in (download, upload) if link]
+
+
+def _watts(info: DeviceInfo) -> float:
+    return info.model.get("watts", 0.0)
+
+
+_BASIS_KINDS = ("measured:", "simulated:", "analytic:")
+
+
+def check_info(device: FoundDevice) -> None:
+    """PluginError where what the device tells of its launch, links or memory cannot be."""
+    info = device.info
+    faults = [f"launch {_fault(info.launch)}"] if _fault(info.launch) else []
+    for space in info.spaces:
+        if not space.capacity_bytes >= 0:
+            faults.append(f"space {space.name} has {space.capacity_bytes!r} bytes")
+        for link in (space.upload, space.download):
+            if link and not (0 <= link.latency_s < math.inf and link.bytes_per_s > 0):
+                faults.append(f"a link of {space.name} takes {link.latency_s!r} s and {link.bytes_per_s!r} bytes/s")
+            elif link and not str(link.basis).startswith(_BASIS_KINDS):
+                faults.append(f"a link of {space.name} has no basis")
+    if faults:
+        raise PluginError.broken_contract(info.id, device.plugin, faults[0])
 
 
 def _calibrated(
@@ -141,7 +213,27 @@ def _estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsuppo
         raise PluginError.broken_contract(device.info.id, device.plugin, fault) from error
     if isinstance(answer, Unsupported):
         return answer
-    if not isinstance(answer, Cost) or not math.isfinite(answer.seconds) or answer.seconds < 0:
-        fault = f"estimate of {op.name} ({op.kind}) is no cost: {answer!r:.80}"
+    wrong = _fault(answer)
+    if wrong:
+        fault = f"estimate of {op.name} ({op.kind}) {wrong}"
         raise PluginError.broken_contract(device.info.id, device.plugin, fault)
     return answer
+
+
+def _fault(cost: object) -> str | None:
+    """What makes an answer no cost, or None."""
+    if not isinstance(cost, Cost):
+        return f"is no cost: {cost!r:.80}"
+    try:
+        if not 0 <= cost.seconds < math.inf:
+            return f"is no cost: {cost.seconds!r} seconds"
+        if cost.joules is not None and not 0 <= cost.joules < math.inf:
+            return f"is no cost: {cost.joules!r} joules"
+        for (space, name), nbytes in cost.resident.items():
+            if not 0 <= nbytes < math.inf:
+                return f"is no cost: {nbytes!r} bytes of {name} in {space}"
+        if not cost.basis.startswith(_BASIS_KINDS):
+            return f"is no cost: its basis is {cost.basis!r}, not measured:, simulated: or analytic: and a source"
+    except (TypeError, ValueError, AttributeError) as error:
+        return f"is no cost: {error}"
+    return None

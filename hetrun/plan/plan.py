@@ -18,12 +18,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """A device's answer for one op: seconds and basis, or the reason why it refuses."""
+    """A device's answer for one op: seconds, joules where it tells them, and basis, or the reason why it refuses."""
 
     device: str
     seconds: float | None = None
     basis: str | None = None
     refusal: str | None = None
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class Assignment:
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """Predicted seconds of one step: inside ops, launches of segments, copies between devices."""
+    """Predicted seconds of one step: inside ops, launches of segments, copies between devices; and its joules, where
+    every device that has a part in it tells them.
+    """
 
     ops_s: float
     launch_s: float
     copy_s: float
     n_segments: int
+    n_copies: int = 0
+    joules: float | None = None
 
     @property
     def total_s(self) -> float:
@@ -82,9 +87,9 @@ class Plan:
 
     @cached_property
     def used_devices(self) -> tuple[str, ...]:
-        """Devices that run at least one op, in the order of `devices`."""
-        used = {a.device for a in (*self.prefill, *self.decode)}
-        return tuple(d for d in self.devices if d in used)
+        """Devices that run at least one op, in the order of `devices`; then those that an edit brought in."""
+        used = dict.fromkeys(a.device for a in (*self.prefill, *self.decode))
+        return (*(d for d in self.devices if d in used), *(d for d in used if d not in self.devices))
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

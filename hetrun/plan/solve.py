@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 
-from hetrun.device import Cost
+from hetrun.device import Cost, DeviceInfo
 from hetrun.graph.graph import Graph
 from hetrun.ops import VALUE_BYTES, Attention
-from hetrun.plan.cost import CostTable, copy_seconds, values_domain
+from hetrun.plan.cost import CostTable, Terms, copy_joules, copy_seconds, launch_joules, values_domain
 from hetrun.plan.plan import PHASES, Phase
 
 Placement = tuple[int, ...]  # a device's number for each op of a block
@@ -27,22 +27,22 @@ Live = tuple[tuple[int, int, int], ...]
 # Best cost and placement of a block, by (device before it, devices of its attention ops, device of its last op).
 BlockTable = dict[tuple[int, Placement, int], tuple[float, Placement]]
 
-_LEAST_WEIGHT = 1e-9  # a phase that is not asked for decides only between equals
+_LEAST = 1e-9  # what a second counts where none is asked for: it decides only between equals
 _START = -1  # the device "before" the first op
 
 
 def cheapest(
     tables: Mapping[Phase, CostTable],
     allowed: Sequence[Sequence[str]],
-    weights: Mapping[Phase, float],
+    terms: Mapping[Phase, Terms],
     prices: Mapping[str, float] | None = None,
 ) -> dict[Phase, tuple[str, ...]]:
-    """The placements of both phases with the least weighted sum of `CostTable.price(...).total_s`.
+    """The placements of both phases with the least sum of `terms[phase].of(CostTable.price(...))`.
 
     allowed: ids of the devices that each op may run on, at least one each, which all accept it in both phases.
-    prices: seconds a resident byte, by space, added as `CostTable.memory_price` says.
+    prices: what a resident byte counts, by space, added as `CostTable.memory_price` says.
     """
-    phases = [_Phase(tables[phase], allowed, max(weights[phase], _LEAST_WEIGHT), prices or {}) for phase in PHASES]
+    phases = [_Phase(tables[phase], allowed, terms[phase], prices or {}) for phase in PHASES]
     devices = [d.id for d in tables["prefill"].devices]
     chosen = _chain(phases)
     return {phase: tuple(devices[d] for d in placement) for phase, placement in zip(PHASES, chosen, strict=True)}
@@ -76,22 +76,26 @@ def _last_use(inputs: Sequence[tuple[int, ...]]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Phase:
-    """One phase's costs by number: of ops, devices and values (a value has its op's number)."""
+    """One phase's costs by number: of ops, devices and values (a value has its op's number). All are what the objective
+    counts for them."""
 
     table: CostTable
     allowed: Sequence[Sequence[str]]
-    weight: float
+    terms: Terms
     prices: Mapping[str, float]
 
+    def counted(self, seconds: float, joules: float | None) -> float:
+        return max(self.terms.per_second, _LEAST) * seconds + self.terms.per_joule * (joules or 0.0)
+
     @cached_property
-    def seconds(self) -> list[tuple[tuple[int, float], ...]]:
-        """(device, seconds and memory's price) of the devices that each op may run on."""
+    def costs(self) -> list[tuple[tuple[int, float], ...]]:
+        """(device, cost and memory's price) of the devices that each op may run on."""
         result = []
         for i, (answers, ids) in enumerate(zip(self.table.answers, self.allowed, strict=True)):
             costs = [(d, info.id, answers[info.id]) for d, info in enumerate(self.table.devices) if info.id in ids]
             result.append(
                 tuple(
-                    (d, cost.seconds + self.table.memory_price(i, device, self.prices) / self.weight)
+                    (d, self.counted(cost.seconds, cost.joules) + self.table.memory_price(i, device, self.prices))
                     for d, device, cost in costs
                     if isinstance(cost, Cost)
                 )
@@ -100,7 +104,7 @@ class _Phase:
 
     @cached_property
     def launch(self) -> list[float]:
-        return [d.launch.seconds for d in self.table.devices]
+        return [self.counted(d.launch.seconds, launch_joules(d)) for d in self.table.devices]
 
     @cached_property
     def domain(self) -> list[int]:
@@ -118,22 +122,25 @@ class _Phase:
 
     @cached_property
     def copies(self) -> list[list[list[float]]]:
-        """Seconds of a copy of each value, by the device that made it and the one that reads it."""
+        """A copy of each value, by the device that made it and the one that reads it."""
         infos = self.table.devices
         rows = [self.table.workload.rows(op.output.rows) * op.output.width for op in self.table.graph.ops]
-        by_size = {n: [[copy_seconds(a, b, VALUE_BYTES * n) for b in infos] for a in infos] for n in set(rows)}
+        by_size = {n: [[self.copy(a, b, VALUE_BYTES * n) for b in infos] for a in infos] for n in set(rows)}
         return [by_size[n] for n in rows]
 
     def final_copy(self, device: int) -> float:
         """The logits' way to the host."""
         logits = VALUE_BYTES * self.table.graph.n_vocab * self.table.workload.n_outputs
-        return copy_seconds(self.table.devices[device], None, logits)
+        return self.copy(self.table.devices[device], None, logits)
+
+    def copy(self, source: DeviceInfo, target: DeviceInfo | None, nbytes: int) -> float:
+        return self.counted(copy_seconds(source, target, nbytes), copy_joules(source, target, nbytes))
 
     def kind(self, start: int, end: int) -> object:
         """Equal for blocks that have the same table."""
         return tuple(
             (
-                self.seconds[i],
+                self.costs[i],
                 tuple(v - start for v in self.inputs[i]),
                 self.last_use[i] - start,
                 self._size(i),
@@ -160,6 +167,8 @@ class _Phase:
         }
 
     def _solve_from(self, entry: int, start: int, end: int) -> dict[tuple[Placement, int], tuple[float, Placement]]:
+        # The inner loop is most of the solver's time, so it is written out, over local names.
+        last_use, launch, domain, copies = self.last_use, self.launch, self.domain, self.copies
         # A state: devices of the attention ops so far, the last device, and (value, maker, memories) of what is to
         # be read.
         live = () if entry == _START else ((start - 1, entry, self.domain[entry]),)
@@ -168,13 +177,23 @@ class _Phase:
         for i in range(start, end):
             following: dict[tuple[Placement, int, Live], tuple[float, Placement]] = {}
             is_fixed = self.fixed(i)
+            reads, is_read = self.inputs[i], last_use[i] > i
             for (fixed, last, unread), (cost, placement) in states.items():
-                for device, op_s in self.seconds[i]:
-                    step = op_s if device == last else op_s + self.launch[device]
-                    copied, kept = self._read(i, device, unread)
-                    key = ((*fixed, device) if is_fixed else fixed, device, kept)
-                    total = cost + step + copied
-                    if total < following.get(key, (inf, ()))[0]:
+                for device, op_cost in self.costs[i]:
+                    total = cost + op_cost if device == last else cost + op_cost + launch[device]
+                    here = domain[device]
+                    kept = []
+                    for value, maker, memories in unread:
+                        if value in reads and not memories & here:
+                            total += copies[value][maker][device]
+                            memories |= here
+                        if last_use[value] > i:
+                            kept.append((value, maker, memories))
+                    if is_read:
+                        kept.append((i, device, here))
+                    key = ((*fixed, device) if is_fixed else fixed, device, tuple(kept))
+                    known = following.get(key)
+                    if known is None or total < known[0]:
                         following[key] = (total, (*placement, device))
             states = following
         best: dict[tuple[Placement, int], tuple[float, Placement]] = {}
@@ -182,21 +201,6 @@ class _Phase:
             if cost < best.get((fixed, last), (inf, ()))[0]:
                 best[fixed, last] = (cost, placement)
         return best
-
-    def _read(self, op: int, device: int, live: Live) -> tuple[float, Live]:
-        """Seconds of the copies that `op` on `device` needs, and what is to be read after it."""
-        seconds = 0.0
-        kept = []
-        domain = self.domain[device]
-        for value, maker, memories in live:
-            if value in self.inputs[op] and not memories & domain:
-                seconds += self.copies[value][maker][device]
-                memories |= domain
-            if self.last_use[value] > op:
-                kept.append((value, maker, memories))
-        if self.last_use[op] > op:
-            kept.append((op, device, domain))
-        return seconds, tuple(kept)
 
 
 @dataclass(frozen=True)
@@ -225,9 +229,7 @@ def _chain(phases: Sequence[_Phase]) -> tuple[Placement, Placement]:
         by_fixed = [_by_fixed(table(number, start, end)) for number in range(len(phases))]
         following: dict[tuple[int, int], _Link] = {}
         for fixed in by_fixed[0].keys() & by_fixed[1].keys():
-            for state, link in _advance(
-                frontier, prefill.weight, by_fixed[0][fixed], decode.weight, by_fixed[1][fixed]
-            ):
+            for state, link in _advance(frontier, by_fixed[0][fixed], by_fixed[1][fixed]):
                 if state not in following or link.cost < following[state].cost:
                     following[state] = link
         frontier = following
@@ -235,7 +237,7 @@ def _chain(phases: Sequence[_Phase]) -> tuple[Placement, Placement]:
 
     def total(item: tuple[tuple[int, int], _Link]) -> float:
         (p, d), link = item
-        return link.cost + prefill.weight * prefill.final_copy(p) + decode.weight * decode.final_copy(d)
+        return link.cost + prefill.final_copy(p) + decode.final_copy(d)
 
     _, link = min(frontier.items(), key=total)
     blocks = []
@@ -256,9 +258,7 @@ def _by_fixed(table: BlockTable) -> dict[Placement, list[tuple[int, int, float, 
 
 def _advance(
     frontier: Mapping[tuple[int, int], _Link],
-    prefill_weight: float,
     prefill: Sequence[tuple[int, int, float, Placement]],
-    decode_weight: float,
     decode: Sequence[tuple[int, int, float, Placement]],
 ) -> list[tuple[tuple[int, int], _Link]]:
     """One block further, one phase after the other: the phases meet only in the attention ops, which are given."""
@@ -266,14 +266,14 @@ def _advance(
     for (p, d), link in frontier.items():
         for entry, last, cost, placement in prefill:
             if entry == p:
-                total = link.cost + prefill_weight * cost
+                total = link.cost + cost
                 if total < half.get((last, d), (inf,))[0]:
                     half[last, d] = (total, link, placement)
     best: dict[tuple[int, int], _Link] = {}
     for (p, d), (so_far, link, prefill_placement) in half.items():
         for entry, last, cost, placement in decode:
             if entry == d:
-                total = so_far + decode_weight * cost
+                total = so_far + cost
                 if (p, last) not in best or total < best[p, last].cost:
                     best[p, last] = _Link(total, link, (prefill_placement, placement))
     return list(best.items())

@@ -150,7 +150,7 @@ def test_memory_of_a_system_file_is_counted_with(base: tuple[str, ...], tmp_path
     small = '[host]\ncapacity_bytes = { value = 1e5, basis = "analytic:a test" }\n'
     (tmp_path / "s.toml").write_text(f'description = "small"\ndevices = ["reference"]\n{small}')
     done = hetrun(tmp_path, *base[:-2], "--system", "s.toml")
-    assert done.code == 6 and "host memory holds 0 MB" in done.errors[0]
+    assert done.code == 6 and "host memory holds 0.1 MB" in done.errors[0]
 
 
 HOT_PATH = """

@@ -10,12 +10,13 @@ from hetrun.plugins import FoundDevice
 
 @dataclass
 class FakeDriver:
-    """seconds: of every op, or by op kind.   refuses: kinds, with a reason."""
+    """seconds: of every op, or by op kind.   refuses: kinds, with a reason.   watts: while it runs an op."""
 
     name: str
     seconds: dict[str, float] = field(default_factory=dict)
     default_s: float = 1e-3
     refuses: dict[str, str] = field(default_factory=dict)
+    watts: float | None = None
     api_version: int = API_VERSION
 
     def probe(self, config):
@@ -25,14 +26,16 @@ class FakeDriver:
         if op.kind in self.refuses:
             return Unsupported(self.refuses[op.kind])
         seconds = self.seconds.get(op.kind, self.default_s) * workload.rows(op.output.rows)
-        return Cost(seconds, "analytic:test", resident=residents(op, info.spaces[-1].name))
+        joules = None if self.watts is None else self.watts * seconds
+        return Cost(seconds, "analytic:test", joules, residents(op, info.spaces[-1].name))
 
 
-def fake(name, *, launch_s=0.0, capacity=1 << 40, link=None, **options):
+def fake(name, *, launch_s=0.0, capacity=1 << 40, link=None, watts=None, **options):
     """A device on host memory, or behind `link` where that is given."""
     space = MemorySpace("host", capacity) if link is None else MemorySpace(f"{name}:0/ram", capacity, 64, link, link)
-    info = DeviceInfo(f"{name}:0", f"fake {name}", "hardware", (space,), Cost(launch_s, "analytic:test"), {})
-    return FoundDevice(FakeDriver(name, **options), info, name)
+    model = {} if watts is None else {"watts": watts}
+    info = DeviceInfo(f"{name}:0", f"fake {name}", "hardware", (space,), Cost(launch_s, "analytic:test"), model)
+    return FoundDevice(FakeDriver(name, watts=watts, **options), info, name)
 
 
 def link(latency_s=0.0, bytes_per_s=1e9):

@@ -12,7 +12,7 @@ from null.graphs import llama_graph
 from hetrun.device import Cost, Unsupported
 from hetrun.graph.graph import Graph
 from hetrun.ops import Add, Attention, Embedding, KvSpec, MatMul, RmsNorm, SelectRows, Workload
-from hetrun.plan.cost import CostTable
+from hetrun.plan.cost import CostTable, Terms
 from hetrun.plan.plan import PHASES
 from hetrun.plan.solve import cheapest
 from hetrun.tensor import TENSOR_TYPES, Weight
@@ -32,8 +32,9 @@ class RandomDriver:
     def estimate(self, info, op, workload):
         key = (op.name, workload)
         if key not in self.costs:
-            self.costs[key] = float(self.rng.exponential(1.0))
-        return Unsupported("drawn so") if op.name in self.refusals else Cost(self.costs[key], "analytic:test")
+            self.costs[key] = tuple(map(float, self.rng.exponential(1.0, 2)))
+        seconds, joules = self.costs[key]
+        return Unsupported("drawn so") if op.name in self.refusals else Cost(seconds, "analytic:test", joules)
 
 
 def random_devices(rng, n, graph):
@@ -41,7 +42,8 @@ def random_devices(rng, n, graph):
     devices = []
     for i in range(n):
         behind = link(float(rng.exponential(0.5)), 1e3) if rng.random() < 0.6 else None
-        device = fake(f"d{i}", launch_s=float(rng.exponential(0.5)), link=behind)
+        watts = float(rng.exponential(1.0))
+        device = fake(f"d{i}", launch_s=float(rng.exponential(0.5)), link=behind, watts=watts)
         refused = {op.name for op in graph.ops if i and rng.random() < 0.25}
         object.__setattr__(device, "driver", RandomDriver(rng, refused))
         devices.append(device)
@@ -78,18 +80,32 @@ def allowed_of(tables):
     return [[d for d, a in answers.items() if isinstance(a, Cost)] for answers in first.answers]
 
 
-def brute_force(graph, tables, allowed, weights):
-    """The least weighted cost over all pairs of placements that agree on the attention ops."""
+def random_terms(rng):
+    """Of seconds, of joules, or of both; now and then of one phase alone."""
+    counted = {"prefill": float(rng.integers(0, 3)), "decode": float(rng.integers(1, 9))}
+    per_second, per_joule = [(1.0, 0.0), (0.0, 1.0), (1.0, 0.5)][int(rng.integers(3))]
+    return {phase: Terms(per_second * n, per_joule * n) for phase, n in counted.items()}
+
+
+def total(tables, terms, placements):
+    """What the objective counts, summed from the parts that `price` gives."""
+    prices = {p: tables[p].price(placements[p]) for p in PHASES}
+    seconds = sum(terms[p].per_second * (c.ops_s + c.launch_s + c.copy_s) for p, c in prices.items())
+    return seconds + sum(terms[p].per_joule * c.joules for p, c in prices.items())
+
+
+def brute_force(graph, tables, allowed, terms):
+    """The least cost over all pairs of placements that agree on the attention ops."""
     fixed = [i for i, op in enumerate(graph.ops) if isinstance(op, Attention)]
     best = {}
     for phase in PHASES:
         by_fixed = {}
         for placement in itertools.product(*allowed):
-            cost = tables[phase].price(placement).total_s
+            cost = terms[phase].of(tables[phase].price(placement))
             key = tuple(placement[i] for i in fixed)
             by_fixed[key] = min(cost, by_fixed.get(key, float("inf")))
         best[phase] = by_fixed
-    return min(sum(weights[p] * best[p][key] for p in PHASES) for key in best["prefill"])
+    return min(sum(best[p][key] for p in PHASES) for key in best["prefill"])
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -99,14 +115,14 @@ def test_equal_to_brute_force(seed):
     graph = random_graph(rng, int(rng.integers(4, 8 if n_devices == 3 else 11)))
     tables = tables_of(graph, random_devices(rng, n_devices, graph))
     allowed = allowed_of(tables)
-    weights = {"prefill": float(rng.integers(0, 3)), "decode": float(rng.integers(1, 9))}
-    placements = cheapest(tables, allowed, weights)
+    terms = random_terms(rng)
+    placements = cheapest(tables, allowed, terms)
     for i, op in enumerate(graph.ops):
         assert all(placements[p][i] in allowed[i] for p in PHASES)
         if isinstance(op, Attention):
             assert placements["prefill"][i] == placements["decode"][i]
-    found = sum(weights[p] * tables[p].price(placements[p]).total_s for p in PHASES)
-    assert found == pytest.approx(brute_force(graph, tables, allowed, weights), rel=1e-9)
+    found = total(tables, terms, placements)
+    assert found == pytest.approx(brute_force(graph, tables, allowed, terms), rel=1e-9, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -116,13 +132,13 @@ def test_never_worse_than_one_device_on_a_whole_model(seed):
     devices = random_devices(rng, 4, graph)
     tables = tables_of(graph, devices)
     allowed = allowed_of(tables)
-    weights = {"prefill": 1.0, "decode": 64.0}
-    placements = cheapest(tables, allowed, weights)
-    found = sum(weights[p] * tables[p].price(placements[p]).total_s for p in PHASES)
+    terms = {"prefill": Terms(1.0), "decode": Terms(64.0)}
+    placements = cheapest(tables, allowed, terms)
+    found = total(tables, terms, placements)
     for device in devices:
         if all(device.info.id in ids for ids in allowed):
             alone = [device.info.id] * len(graph.ops)
-            assert found <= sum(weights[p] * tables[p].price(alone).total_s for p in PHASES) + 1e-9
+            assert found <= total(tables, terms, dict.fromkeys(PHASES, alone)) + 1e-9
 
 
 def test_equal_layers_are_solved_once(monkeypatch):
@@ -134,7 +150,7 @@ def test_equal_layers_are_solved_once(monkeypatch):
     graph = llama_graph(n_layers=12)
     devices = [fake("a"), fake("b", link=link(1e-3), seconds={"matmul": 1e-4})]
     tables = tables_of(graph, devices)
-    cheapest(tables, allowed_of(tables), {"prefill": 1.0, "decode": 1.0})
+    cheapest(tables, allowed_of(tables), dict.fromkeys(PHASES, Terms()))
     assert len(solved) <= 16  # of both phases; twelve layers have twenty-four halves in each
 
 
@@ -147,4 +163,4 @@ def test_memory_that_is_shared_is_copied_to_once():
     # the embedding up, the norm down once for q and v on a and k on b
     assert tables["decode"].price(placement).copy_s == pytest.approx(2.0)
     allowed = [[d] for d in placement]
-    assert list(cheapest(tables, allowed, {"prefill": 1.0, "decode": 1.0})["decode"]) == placement
+    assert list(cheapest(tables, allowed, dict.fromkeys(PHASES, Terms()))["decode"]) == placement
