@@ -30,6 +30,7 @@ from hetrun.device import (
     RunEvent,
     Segment,
     State,
+    StepTimes,
     Unsupported,
     Workload,
 )
@@ -140,6 +141,11 @@ class StandInDevice:
         self.acting_id = actor.info.id
         self._events: list[RunEvent] = []
         self._copy_s = 0.0
+        self.profiling = False
+
+    def profile(self, on: bool) -> None:
+        """Whether events of later runs carry the modelled seconds of each op."""
+        self.profiling = on
 
     def alloc(self, nbytes: int) -> StandInBuffer:
         acting, space = self._open(), self.info.spaces[0]
@@ -189,8 +195,11 @@ class StandInDevice:
         acting.synchronize()
         return time.perf_counter() - started
 
-    def note(self, segment: str, workload: Workload, cost: Cost, host_s: float) -> None:
-        self._events.append(RunEvent(segment, cost.seconds, cost.basis, {HOST_S: host_s, COPY_S: self._copy_s}))
+    def note(self, times: SegmentTimes, workload: Workload, host_s: float) -> None:
+        cost = times.cost(workload)
+        steps = times.steps(workload) if self.profiling else None
+        counters = {HOST_S: host_s, COPY_S: self._copy_s}
+        self._events.append(RunEvent(times.segment.name, cost.seconds, cost.basis, counters, steps))
         seconds = cost.seconds + self._copy_s
         if workload.n_tokens == workload.n_seqs:
             self.time.decode_s += seconds
@@ -297,8 +306,7 @@ class StandInExecutable:
 
     def run(self, batch: Batch) -> None:
         host_s = self._device.act(self._inner, batch)
-        workload = workload_of(batch)
-        self._device.note(self._times.segment.name, workload, self._times.cost(workload), host_s)
+        self._device.note(self._times, workload_of(batch), host_s)
 
     def close(self) -> None:
         self._inner.close()
@@ -314,6 +322,7 @@ class SegmentTimes:
         ops = {op.signature: op for op in segment.ops}
         counts = Counter(op.signature for op in segment.ops)
         self._ops = [(ops[key], n) for key, n in counts.items()]
+        self._names = tuple((op.name,) for op in segment.ops)
 
     def cost(self, workload: Workload) -> Cost:
         """Of one run: its launch and its ops."""
@@ -321,6 +330,13 @@ class SegmentTimes:
         answers = [(c, n) for c, n in costs if isinstance(c, Cost)]
         seconds = self._info.launch.seconds + sum(n * c.seconds for c, n in answers)
         return Cost(seconds, answers[0][0].basis if answers else self._info.launch.basis)
+
+    def steps(self, workload: Workload) -> StepTimes:
+        """The ops in their order; what a run takes beyond them is its launch."""
+        answers = {op.signature: self._driver.estimate(self._info, op, workload) for op, _ in self._ops}
+        by_op = [answers[op.signature] for op in self.segment.ops]
+        seconds = [a.seconds if isinstance(a, Cost) else 0.0 for a in by_op]
+        return StepTimes(self._names, seconds)
 
 
 def workload_of(batch: Batch) -> Workload:

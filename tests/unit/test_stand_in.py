@@ -100,6 +100,19 @@ def test_events_carry_both_clocks(model: Path) -> None:
         assert event.counters[COPY_S] == 0
 
 
+def test_profiles_get_the_seconds_of_each_op(model: Path) -> None:
+    """With the launch they sum to the run."""
+    with hetrun.load(model, n_ctx=64, devices=["model:cortex-a76"]) as loaded:
+        loaded.session.record()
+        loaded.session.feed(PROMPT)
+        (run,) = loaded.trace.steps[0].runs
+        assert run.event is not None and run.event.steps is not None
+        names = [op.name for op in loaded.session.runtime.graph.ops]
+        assert list(run.event.steps.ops) == [(name,) for name in names]
+        launch_s = loaded.stand_ins[0].info.launch.seconds
+        assert sum(run.event.steps.seconds) + launch_s == pytest.approx(run.event.seconds)
+
+
 def test_copies_over_a_link_take_its_time(model: Path) -> None:
     """The embeddings of 5 tokens go up before the card's run; what comes down after it counts with the next."""
     pins = ["blk.*=model:alveo-u280"]
