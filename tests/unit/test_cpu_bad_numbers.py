@@ -143,7 +143,7 @@ def test_a_model_with_a_bad_number_ends_with_one_error(tensor: str, poison: floa
 def test_the_library_itself_refuses_rows_of_broken_blocks(n_columns: int) -> None:
     """The driver refuses them before; a caller of the C ABI gets a status, not a read beyond the end."""
     library, device, pack = native.library(), ctypes.c_void_p(), ctypes.c_void_p()
-    assert library.hetrun_cpu_device_create(1, -1, 0, ctypes.byref(device)) == 0
+    assert library.hetrun_cpu_device_create(1, -1, ctypes.byref(device)) == 0
     blocks = ctypes.create_string_buffer(4096)
     table = (native.Weight * 1)(
         native.Weight(ctypes.addressof(blocks), 4096, 4, n_columns, TENSOR_TYPES["Q4_0"].id, 0, 0)

@@ -164,7 +164,7 @@ def test_activations_round_to_the_nearest_code(isa: str) -> None:
 def quantised(x: np.ndarray, isa: str) -> tuple[np.ndarray, np.ndarray]:
     device = ctypes.c_void_p()
     library = native.library()
-    assert library.hetrun_cpu_device_create(1, native.ISA_NAMES.index(isa), 0, ctypes.byref(device)) == 0
+    assert library.hetrun_cpu_device_create(1, native.ISA_NAMES.index(isa), ctypes.byref(device)) == 0
     codes, scales = np.zeros(x.size, np.int8), np.zeros(x.size // 32, np.float32)
     try:
         status = library.hetrun_cpu_quantize(device, x.ctypes.data, x.size, codes.ctypes.data, scales.ctypes.data)
