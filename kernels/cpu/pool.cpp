@@ -17,6 +17,9 @@ constexpr std::chrono::microseconds kSpin{1000};
 constexpr int kBarrierSpins = 5000;
 // Runs done alone double each time in a row that workers have cost more time than they gave, up to these.
 constexpr uint32_t kMaxAloneRuns = 256;
+// The system moves threads within a run of this length, and a wrong verdict would cost as many long ones: a prompt is never
+// left to one thread.
+constexpr std::chrono::milliseconds kLongRun{50};
 }  // namespace
 
 Pool::Pool(uint32_t n_threads) : n_threads_(n_threads), active_(n_threads) {
@@ -65,7 +68,7 @@ void Pool::run(Job job, void* argument, Record& record) {
 // Where other programs hold the cores, n threads that wait for each other can be slower than one. This one did about 1 / n of
 // the work, so they are when it has waited for more than (n - 1) / n of the run. One such run may be chance.
 void Pool::judge(std::chrono::steady_clock::duration elapsed, Record& record) const {
-    if (waited_ * n_threads_ > elapsed * (n_threads_ - 1)) {
+    if (elapsed < kLongRun && waited_ * n_threads_ > elapsed * (n_threads_ - 1)) {
         if (record.doubted) {
             record.alone_left = record.next_alone;
             record.next_alone = std::min(record.next_alone * 2, kMaxAloneRuns);
