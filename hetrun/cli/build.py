@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hetrun.device import BuildStep
 
+_STDERR = 2  # where tools talk, since stdout carries the result
 _MARK = ".hetrun-build"  # says that a folder's files are ours to overwrite
 
 
@@ -104,7 +105,7 @@ def _run(folder: Path, step: BuildStep) -> None:
     print(f"running {shlex.join(step.command)} in {folder}", file=sys.stderr)
     made = folder / step.makes
     made.unlink(missing_ok=True)  # one of an earlier run proves nothing
-    code = subprocess.run(step.command, cwd=folder, stdout=sys.stderr, check=False).returncode
+    code = subprocess.run(step.command, cwd=folder, stdout=_STDERR, check=False).returncode
     if code or not made.exists():
         what = f"exit code {code}" if code else f"it made no {step.makes}"
         raise DeviceError(
