@@ -4,8 +4,8 @@
 
 Validation: what the model of the published design gives for rows that were published.
 Decode: seconds a token of TinyLlama on a PYNQ-Z1 by the cycle model of the engine and the profile of the board's two
-Cortex-A9 for all else (attention, norms, activation), launches included; the memory at 75% of its pins' rate, and at 67.5 and
-85%.
+Cortex-A9 for all else (attention, norms, activation), launches included; the memory at 75% of its pins' rate, and at
+67.5 and 85%.
 Sweeps: the engine alone with other parameters, beside what a dry run of such an engine gave in a model of its own.
 """
 
