@@ -13,7 +13,9 @@ from hetrun.cli import options
 from hetrun.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
-    from hetrun.device import DesignSpace, Driver
+    from collections.abc import Iterator, Sequence
+
+    from hetrun.device import DesignPoint, DesignSpace, Driver
     from hetrun.plan.explore import Explored
     from hetrun.plugins import Registry
 
@@ -65,7 +67,7 @@ def command(
     graph = api.graph_of(header, GraphOptions(n_ctx=2 * n_ctx, max_tokens=16), registry)
     host = select_device(registry.devices(common={"modelled": True}), space.host_profile)
     print(f"planning {name} for {len(points)} designs", file=sys.stderr)
-    explored = explore(graph, found, host, points, n_ctx)
+    explored = explore(graph, found, host, _with_progress(points), n_ctx)
     if options.flags().json:
         print(
             json.dumps({"model": name, "ctx": n_ctx, "host": host.info.id, "designs": [_record(e) for e in explored]})
@@ -84,6 +86,14 @@ def driver_of(registry: Registry, name: str) -> Driver:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise DeviceError(f"no driver {name!r}", remedy=f"{hint}drivers here: {', '.join(drivers)}")
     return drivers[name]
+
+
+def _with_progress(points: Sequence[DesignPoint]) -> Iterator[DesignPoint]:
+    """The points, counted on a terminal while they are taken."""
+    for i, point in enumerate(points, 1):
+        yield point
+        if sys.stderr.isatty():
+            print(f"\r{i} of {len(points)}", end="\n" if i == len(points) else "", file=sys.stderr, flush=True)
 
 
 def _values(chosen: tuple[str, ...], space: DesignSpace) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -48,7 +48,7 @@ def combinations(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
 
 
 def explore(
-    graph: Graph, driver: Driver, host: FoundDevice, points: Sequence[DesignPoint], prompt_tokens: int
+    graph: Graph, driver: Driver, host: FoundDevice, points: Iterable[DesignPoint], prompt_tokens: int
 ) -> list[Explored]:
     """Each of the driver's points planned for: a prompt, and a token behind it. Fastest first. Memory counts no limit.
 

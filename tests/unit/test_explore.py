@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hetrun.cli.main import run
 from hetrun.plan.explore import combinations, pareto
+from hetrun_pynq_z1 import designs
 
 FEW = ["--set", "lanes=16,64", "--set", "clock_mhz=100,150", "--set", "fifo_words=128", "--set", "rows=8"]
 
@@ -51,6 +52,17 @@ def test_designs_come_fastest_first_with_time_energy_and_resources(capsys: pytes
     for r in rows:
         assert r["fits"] == all(x["share"] <= 0.8 for x in r["resources"].values())
     assert any(r["front"] for r in rows) and not all(r["front"] for r in rows)
+
+
+def test_what_does_not_fit_is_never_on_the_front(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(designs, "MOST_SHARE", 0.53)
+    rows = explored(capsys, *FEW)["designs"]
+    assert isinstance(rows, list)
+    assert {r["fits"] for r in rows} == {True, False}
+    assert not rows[0]["fits"]  # the fastest, which would be on the front
+    assert {r["fits"] for r in rows if r["front"]} == {True}
 
 
 def test_a_longer_context_costs_the_host_more(capsys: pytest.CaptureFixture[str]) -> None:
