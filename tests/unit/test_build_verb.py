@@ -58,6 +58,16 @@ def test_tools_on_the_path_are_run_in_the_project(
     assert (out / record["makes"]).exists()
 
 
+def test_a_vitis_without_vitis_hls_is_run_by_its_own_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = {"vitis-run": TOOLS["vitis_hls"], "vivado": TOOLS["vivado"]}
+    monkeypatch.setenv("PATH", tools(tmp_path / "bin", **newer))
+    assert run(["build", "pynq-z1", "--out", str(tmp_path / "project"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["built"] and record["commands"][0] == ["vitis-run", "--mode", "hls", "--tcl", "hls.tcl"]
+
+
 def test_no_run_writes_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

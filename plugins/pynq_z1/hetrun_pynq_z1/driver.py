@@ -91,7 +91,7 @@ class PynqZ1Driver:
         return project.sources()
 
     def steps(self) -> Sequence[BuildStep]:
-        return project.STEPS
+        return project.steps()
 
     @property
     def host_profile(self) -> str:

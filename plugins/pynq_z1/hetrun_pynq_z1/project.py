@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 
 from hetrun.device import BuildStep
 from hetrun_pynq_z1.definition import HEADER, definition
@@ -15,10 +16,18 @@ _SLOT = re.compile(r"@(\w+)@")
 # Registers that are the protocol's own; the others are arguments of the top function.
 _CONTROL = ("CTRL", "GIE", "IER", "ISR")
 
-STEPS = (
-    BuildStep(("vitis_hls", "-f", "hls.tcl"), "hls_project/solution/impl/ip/component.xml"),
-    BuildStep(("vivado", "-mode", "batch", "-source", "vivado.tcl"), f"{OVERLAY}.bit"),
-)
+# Vitis 2024.2 has no vitis_hls any more.
+_HLS = ("vitis_hls", "-f", "hls.tcl")
+_NEWER_HLS = ("vitis-run", "--mode", "hls", "--tcl", "hls.tcl")
+
+
+def steps() -> Sequence[BuildStep]:
+    """Synthesis by the Vitis that is here, then the overlay."""
+    newer = shutil.which(_HLS[0]) is None and shutil.which(_NEWER_HLS[0]) is not None
+    return (
+        BuildStep(_NEWER_HLS if newer else _HLS, "hls_project/solution/impl/ip/component.xml"),
+        BuildStep(("vivado", "-mode", "batch", "-source", "vivado.tcl"), f"{OVERLAY}.bit"),
+    )
 
 
 def sources() -> Mapping[str, str]:
