@@ -19,6 +19,7 @@
 #define HETRUN_PYNQ_TOKENS 8           // of one pass over the weights
 #define HETRUN_PYNQ_MAX_COLUMNS 8192   // of the activations in block RAM
 #define HETRUN_PYNQ_MAX_ROWS 1024      // of one descriptor
+#define HETRUN_PYNQ_WRITE_ROWS 32      // results of a token that leave together: few bursts disturb those of weights less
 #define HETRUN_PYNQ_TILE_ROWS 8        // rows in flight, which hides the latency of float additions
 
 // Registers of the AXI-Lite slave, bytes. CTRL is that of Vitis HLS: bit 0 start, 1 done, 2 idle, 3 ready.

@@ -54,6 +54,23 @@ EngineTiming engine_of(const hetrun_pynq_design& design) {
 
 }  // namespace
 
+Work hetrun::pynq::work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, uint32_t n_tokens, uint32_t address) {
+    const Format& f = kFormats[format];
+    const uint32_t n_tiles = n_rows / kTileRows * n_chunks;
+    const uint32_t columns = n_chunks * static_cast<uint32_t>(chunk_columns(f)), scales = n_chunks * (f.super ? 1 : 2);
+    return {n_tiles * static_cast<uint32_t>(tile_words(f)),
+            address,
+            n_tokens,
+            static_cast<uint32_t>(header_words(f)),
+            static_cast<uint32_t>(tile_words(f)),
+            static_cast<uint32_t>(f.bits),
+            static_cast<uint32_t>(packets_of_row(f)),
+            n_rows,
+            n_chunks,
+            columns / 8,
+            (scales + 1) / 2};
+}
+
 void hetrun_pynq_header_design(hetrun_pynq_design* design) {
     const EngineTiming engine = engine_timing();
     *design = {HETRUN_PYNQ_CLOCK_HZ, engine.lanes,       engine.ports,          engine.fifo_words,       engine.outstanding,
@@ -74,25 +91,22 @@ void hetrun_pynq_design_timing(const hetrun_pynq_design* design, uint32_t format
     const EngineTiming engine = engine_of(*design);
     const Format& f = kFormats[format];
     const uint32_t columns = static_cast<uint32_t>(chunk_columns(f)), n_chunks = (n_columns + columns - 1) / columns;
-    const uint32_t scales = n_chunks * (f.super ? 1 : 2);
-    // Headers and codes grow with the rows of a tile.
-    const uint32_t header = static_cast<uint32_t>(header_words(f)) * design->rows / kTileRows;
-    const uint32_t words = static_cast<uint32_t>(tile_words(f)) * design->rows / kTileRows;
     // A row's sum is read again after a tile: the tile cannot be faster than the additions that lie between.
     const int64_t tile_cycles = kFloatAddCycles * (f.minimum ? 2 : 1);
     uint32_t address = 1u << 24;
     for (uint32_t first = 0; first < n_rows; first += HETRUN_PYNQ_MAX_ROWS) {
         const uint32_t rows = n_rows - first < HETRUN_PYNQ_MAX_ROWS ? n_rows - first : HETRUN_PYNQ_MAX_ROWS;
-        const uint32_t n_tiles = (rows + design->rows - 1) / design->rows * n_chunks;
+        // Whole tiles of either height.
+        const uint32_t height = std::max(design->rows, static_cast<uint32_t>(kTileRows));
+        const uint32_t padded = (rows + height - 1) / height * height, n_tiles = padded / design->rows * n_chunks;
+        uint32_t n_words = 0;
         for (uint32_t t = 0; t < n_tokens; t += design->tokens) {
             const uint32_t tokens = n_tokens - t < design->tokens ? n_tokens - t : design->tokens;
-            const Work work = {n_tiles * words,
-                               address,
-                               tokens,
-                               header,
-                               words,
-                               static_cast<uint32_t>(f.bits),
-                               tokens * (n_chunks * columns / 8 + (scales + 1) / 2)};
+            Work work = work_of(format, padded, n_chunks, tokens, address);
+            // Headers and codes of a tile grow with its rows.
+            work.header_words = work.header_words * design->rows / kTileRows;
+            work.tile_words = work.tile_words * design->rows / kTileRows;
+            n_words = work.n_words;
             Timing found = simulate(board, engine, work);
             const int64_t waits = n_tiles * tile_cycles - found.cycles;
             if (waits > 0) {
@@ -101,7 +115,7 @@ void hetrun_pynq_design_timing(const hetrun_pynq_design* design, uint32_t format
             }
             add(found, *timing);
         }
-        address += n_tiles * words * 8;
+        address += n_words * 8;
     }
 }
 

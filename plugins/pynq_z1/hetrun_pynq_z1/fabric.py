@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.timing import Design
 
 # DS190: XC7Z020.
@@ -67,9 +68,14 @@ def _parts(design: Design, max_columns: int) -> Iterator[Part]:
     yield Part("tile header", 190 * design.rows, 4 * design.rows * 64, 0, 0, ESTIMATED)
     # The two blocks of a chunk have a tail each: conversion, three products, two sums (1,534 LUT and 8 DSP in RTL).
     yield Part("float tails", 2 * 1534 * HLS_FACTOR, 2 * 1500 * HLS_FACTOR, 2 * 8, 0, LIKE_HLS)
+    # Integer sums of each token, which wait for the next packet: 104 bits, and what chooses two of them.
+    yield Part("sums of tokens", 60 * design.tokens, 104 * design.tokens, 0, 0, ESTIMATED)
     # The sum of the two blocks, addresses and strides of descriptors.
     yield Part("last sum, addresses", 700, 900, 12, 0, ESTIMATED)
     yield Part("sums in flight", 0, 0, 0, _bram36(2, design.rows * design.tokens, 32), COMPUTED)
+    yield Part(
+        "results to write", 0, 0, 0, _bram36(1, design.tokens * definition().numbers["WRITE_ROWS"], 32), COMPUTED
+    )
     banks = 2 * 64  # codes: cyclic by 2 tokens and 64 columns
     depth = -(-design.tokens // 2) * (max_columns // 64)
     yield Part("activation codes", 0, 0, 0, _bram36(banks, depth, 8), COMPUTED)
