@@ -38,7 +38,7 @@ HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const R
         constexpr int K = decltype(v)::value;
         if constexpr (C::kScales16) {
             const Vi sum = low[K].total() * C::template scale16<S, 0>(p[K]) + high[K].total() * C::template scale16<S, 1>(p[K]);
-            acc[K] = fmadd(to_floats(sum), head[K].d * a_scale, acc[K]);
+            acc[K] = fmadd(to_floats(sum), kLateScale<C> ? a_scale : head[K].d * a_scale, acc[K]);
         } else {
             acc[K] = fmadd(to_floats(low[K].total()), C::template scale<S>(p[K], head[K]) * a_scale, acc[K]);
         }
@@ -74,11 +74,18 @@ void gemv(const GemvArgs& g) {
                     for (size_t i = 0; i < C::kBytes; i += 64) __builtin_prefetch(p[0].block + kPrefetchBytes + i);
                 }
                 Head head[V];
-                for (int v = 0; v < V; ++v) head[v] = C::head(p[v]);
+                Vf part[V];
+                for (int v = 0; v < V; ++v) {
+                    head[v] = C::head(p[v]);
+                    part[v] = kLateScale<C> ? Vf{} : acc[v];
+                }
                 unrolled<kSteps>([&](auto s) HETRUN_INLINE_LAMBDA {
-                    gemv_step<C, decltype(s)::value>(p, head, row, kSteps * b + decltype(s)::value, acc);
+                    gemv_step<C, decltype(s)::value>(p, head, row, kSteps * b + decltype(s)::value, part);
                 });
-                for (int v = 0; v < V; ++v) p[v].block += C::kBytes;
+                for (int v = 0; v < V; ++v) {
+                    acc[v] = kLateScale<C> ? fmadd(part[v], head[v].d, acc[v]) : part[v];
+                    p[v].block += C::kBytes;
+                }
             }
             for (int v = 0; v < V; ++v) store_floats(g.out + 16 * group + lane + v * kLanes, acc[v]);
         }
