@@ -264,6 +264,22 @@ def test_an_engine_that_never_answers_is_said_to_be_so(board: Make, overlay: Pat
     assert "power-cycle" in str(caught.value.remedy)
 
 
+def test_an_engine_that_stays_silent_after_a_reset_is_said_to_do_so(board: Make, overlay: Path) -> None:
+    simulated = board()
+    blocks, x, _ = case("Q4_0")
+    download = simulated.download
+
+    def die(*arguments: object) -> None:
+        simulated.dead = simulated.downloads > 0
+        simulated.hangs_next = True
+        download(*arguments)
+
+    simulated.download = die  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="does not answer"):
+        multiply(overlay, "Q4_0", blocks, x, timeout_s=0.2)
+    assert simulated.downloads == 2 and not simulated.live
+
+
 def test_what_fails_within_a_launch_is_raised_after_it(
     board: Make, overlay: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from hetrun_pynq_z1.driver import PynqZ1Driver
 
 CASES = Path(__file__).parent / "pynq_cases.py"
 # pynq 3.0.1 is that of the board's image; it needs an older NumPy and an older parser of C than the rest here.
-REQUIREMENTS = ("pynq==3.0.1", "pycparser<3", "numpy<2")
+REQUIREMENTS = ("pynq==3.0.1", "pynqmetadata>=0.2", "pycparser<3", "numpy<2")
 NAMES = [n.name for n in ast.parse(CASES.read_text()).body if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"]
 
 
@@ -90,7 +90,7 @@ def pynq_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     else:
         folder = tmp_path_factory.mktemp("pynq")
         python = folder / "bin" / "python"
-        install = [str(python), "-m", "pip", "install", "--quiet", "--prefer-binary", *REQUIREMENTS]
+        install = [str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS]
         for command in ([sys.executable, "-m", "venv", str(folder)], install):
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=500)

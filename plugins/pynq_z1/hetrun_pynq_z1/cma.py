@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Cma:
 
     def __init__(self, subject: str, allocate: Callable[[int], Any], capacity_bytes: int) -> None:
         self._subject, self._allocate, self._capacity_bytes = subject, allocate, capacity_bytes
-        self.chunks: list[Chunk] = []
+        self.chunks: list[Chunk] = []  # in the order of their addresses
 
     @property
     def taken_bytes(self) -> int:
@@ -92,7 +93,9 @@ class Cma:
             _release(chunk)
 
     def find(self, address: int, nbytes: int) -> Chunk | None:
-        return next((chunk for chunk in self.chunks if chunk.holds(address, nbytes)), None)
+        """The chunk that holds these bytes, or None. Launches ask for each matmul."""
+        i = bisect_right(self.chunks, address, key=_begin) - 1
+        return self.chunks[i] if i >= 0 and self.chunks[i].holds(address, nbytes) else None
 
     def release(self) -> None:
         """Gives everything back to the kernel."""
@@ -130,7 +133,7 @@ class Cma:
                 remedy="use the board's own image and its default memory",
             )
         chunk = Chunk(buffer, nbytes)
-        self.chunks.append(chunk)
+        insort(self.chunks, chunk, key=_begin)
         return chunk
 
     def _exhausted(self, nbytes: int, problem: Exception | None) -> AllocationError:
@@ -142,6 +145,10 @@ class Cma:
             f"{self._capacity_bytes} in use{kernel}{cause}",
             remedy="place less on it, or raise CMA: boot with cma=400M and set cma_bytes; docs/pynq-z1.md says how",
         )
+
+
+def _begin(chunk: Chunk) -> int:
+    return chunk.begin
 
 
 def _release(chunk: Chunk) -> None:
