@@ -32,7 +32,11 @@ def test_wheel_is_named_for_every_python_of_the_board(target: str, arm_wheel: Ca
 @pytest.mark.parametrize("target", TARGETS)
 def test_wheel_holds_the_boards_code(target: str, arm_wheel: Callable[[str], Path]) -> None:
     found = libraries(arm_wheel(target))
-    assert set(found) == {"hetrun/_native/libhetrun_core.so", "hetrun_cpu/_native/libhetrun_cpu.so"}
+    assert set(found) == {
+        "hetrun/_native/libhetrun_core.so",
+        "hetrun_cpu/_native/libhetrun_cpu.so",
+        "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so",
+    }
     for content in found.values():
         assert content[:5] == b"\x7fELF" + bytes([ELF_CLASS[target]])
         assert struct.unpack_from("<H", content, 18)[0] == E_MACHINE[target]

@@ -103,7 +103,7 @@ def test_interruption_keeps_what_was_measured(plugin: Path, tmp_path: Path) -> N
         (("--type", "Q4_O"), 2, "--type Q4_O: nothing to measure under that name"),
         (("--kv-type", "f17"), 2, "--kv-type f17: nothing to measure under that name"),
         (("--show", "--reset"), 2, "--show and --reset exclude each other"),
-        (("--device", "model:pynq-z1"), 7, "model:pynq-z1: modelled from a profile"),
+        (("--device", "model:pynq-z1"), 7, "model:pynq-z1 is emulated: there is no hardware to measure"),
         (("--device", "nothing"), 7, "no device 'nothing'"),
         (("--model", "nothing.gguf"), 3, "nothing.gguf: no such file"),
     ],
