@@ -104,6 +104,10 @@ typedef struct {
 void hetrun_pynq_secda_matmul(uint32_t n_rows, uint32_t n_blocks, uint32_t n_tokens, uint32_t block_words, uint32_t copied,
                               uint32_t clock_hz, hetrun_pynq_secda_timing* timing);
 
+// Registers that are mapped into this process; context: where they begin.
+uint32_t hetrun_pynq_mmio_read(void* registers, uint32_t offset);
+void hetrun_pynq_mmio_write(void* registers, uint32_t offset, uint32_t value);
+
 // A board that is simulated by the engine's own source: `memory` is its DDR from physical address 0 on.
 typedef struct hetrun_pynq_csim hetrun_pynq_csim;
 hetrun_pynq_csim* hetrun_pynq_csim_create(uint8_t* memory, uint64_t nbytes);

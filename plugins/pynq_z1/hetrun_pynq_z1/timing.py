@@ -36,7 +36,7 @@ class Design:
     @classmethod
     def of(cls, numbers: Mapping[str, float]) -> Design:
         """The header's design, with the fields that `numbers` has."""
-        known = {f.name: int(numbers[f.name]) for f in fields(cls) if f.name in numbers}
+        known = {f.name: int(numbers[f.name]) for f in fields(cls) if numbers.get(f.name, 0) >= 1}
         return replace(header_design(), **known)
 
     def native(self) -> native.Design:
