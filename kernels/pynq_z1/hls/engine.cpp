@@ -8,6 +8,7 @@
 #include "engine.h"
 
 #include "formats.h"
+#include "master.h"
 #include "stream.h"
 #include "types.h"
 
@@ -18,7 +19,7 @@ constexpr int kTokens = HETRUN_PYNQ_TOKENS, kMaxColumns = HETRUN_PYNQ_MAX_COLUMN
 constexpr int kSub = 16;  // columns whose products are summed before a scale meets them
 constexpr int kSubsOfPacket = kPacket / kSub;
 constexpr uint32_t kWriteRows = HETRUN_PYNQ_WRITE_ROWS;
-constexpr int kPairsOfBurst = HETRUN_PYNQ_BURST_WORDS / 2;
+constexpr uint32_t kPairsOfBurst = HETRUN_PYNQ_BURST_WORDS / 2;
 
 // Two words: what the unpacker takes a cycle, so that both masters together may run at full speed.
 struct Pair {
@@ -62,16 +63,30 @@ uint32_t pairs_of(const Descriptor& d) {
     return d.n_rows / kTileRows * d.n_chunks * (static_cast<uint32_t>(tile_words(kFormats[d.format])) / 2);
 }
 
-// Bursts first, first + stride, ... of the weights: the ports take turns, so that both meet all banks of the DRAM.
-void read_port(const uint64_t* weights, const Descriptor& d, uint32_t first, PairStream& out) {
-    const uint32_t n_pairs = pairs_of(d);
-    for (uint32_t burst = first * kPairsOfBurst; burst < n_pairs; burst += HETRUN_PYNQ_PORTS * kPairsOfBurst) {
-        const uint32_t left = n_pairs - burst, n = left < kPairsOfBurst ? left : kPairsOfBurst;
-        const uint64_t* from = weights + d.weights / 8 + 2 * burst;
-        for (uint32_t i = 0; i < n; ++i) {
+// Asks for the port's next burst, if there is one.
+void ask(ReadMaster& weights, const Descriptor& d, uint32_t n_pairs, uint32_t& asked) {
+#pragma HLS INLINE
+    if (asked < n_pairs) {
+        const uint32_t left = n_pairs - asked;
+        weights.read_request(d.weights / 8 + 2 * asked, 2 * (left < kPairsOfBurst ? left : kPairsOfBurst));
+    }
+    asked += HETRUN_PYNQ_PORTS * kPairsOfBurst;
+}
+
+// Bursts first, first + ports, ... of the weights: the ports take turns, so that both meet all banks of the DRAM. Each is asked for
+// while the ones before it are under way, and a word a cycle is read.
+void read_port(ReadMaster weights, const Descriptor& d, uint32_t first, PairStream& out) {
+    const uint32_t n_pairs = pairs_of(d), skip = (HETRUN_PYNQ_PORTS - 1) * kPairsOfBurst;
+    uint32_t asked = first * kPairsOfBurst;
+    for (int i = 0; i < HETRUN_PYNQ_OUTSTANDING - 1; ++i) ask(weights, d, n_pairs, asked);
+    for (uint32_t pair = first * kPairsOfBurst; pair < n_pairs;) {
 #pragma HLS PIPELINE II = 2
-            out.write(Pair{{from[2 * i], from[2 * i + 1]}});
-        }
+        if (pair % kPairsOfBurst == 0) ask(weights, d, n_pairs, asked);
+        Pair words;
+        words.word[0] = weights.read();
+        words.word[1] = weights.read();
+        out.write(words);
+        if (++pair % kPairsOfBurst == 0) pair += skip;
     }
 }
 
@@ -405,7 +420,7 @@ uint32_t problem(const Descriptor& d) {
     return HETRUN_PYNQ_STATUS_OK;
 }
 
-void run(const uint64_t* weights0, const uint64_t* weights1, uint32_t* results, const Descriptor& d, const Activations& a,
+void run(ReadMaster weights0, ReadMaster weights1, uint32_t* results, const Descriptor& d, const Activations& a,
          uint32_t& busy, uint32_t& stalls) {
     PairStream port0("PORT0"), port1("PORT1");
     Stream<Packet, 4> packets("PACKETS");
@@ -420,11 +435,11 @@ void run(const uint64_t* weights0, const uint64_t* weights1, uint32_t* results, 
 }  // namespace
 }  // namespace hetrun::pynq
 
-extern "C" void hetrun_pynq_engine(const uint64_t* weights0, const uint64_t* weights1, const uint64_t* inputs, uint32_t* results,
-                                   uint32_t ring, uint32_t count, uint32_t* version, uint32_t* config, uint32_t* status,
-                                   uint32_t* done, uint32_t* busy_cycles, uint32_t* stall_cycles) {
-#pragma HLS INTERFACE m_axi port = weights0 bundle = hp0 offset = off max_read_burst_length = 16 num_read_outstanding = 8
-#pragma HLS INTERFACE m_axi port = weights1 bundle = hp2 offset = off max_read_burst_length = 16 num_read_outstanding = 8
+extern "C" void hetrun_pynq_engine(hetrun::pynq::Weights weights0, hetrun::pynq::Weights weights1, const uint64_t* inputs,
+                                   uint32_t* results, uint32_t ring, uint32_t count, uint32_t* version, uint32_t* config,
+                                   uint32_t* status, uint32_t* done, uint32_t* busy_cycles, uint32_t* stall_cycles) {
+#pragma HLS INTERFACE m_axi port = weights0 bundle = hp0 offset = off max_read_burst_length = 16 num_read_outstanding = HETRUN_PYNQ_OUTSTANDING
+#pragma HLS INTERFACE m_axi port = weights1 bundle = hp2 offset = off max_read_burst_length = 16 num_read_outstanding = HETRUN_PYNQ_OUTSTANDING
 #pragma HLS INTERFACE m_axi port = inputs bundle = hp1 offset = off max_read_burst_length = 16
 #pragma HLS INTERFACE m_axi port = results bundle = hp3 offset = off max_write_burst_length = 16
 #pragma HLS INTERFACE s_axilite port = ring

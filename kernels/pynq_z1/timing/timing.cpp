@@ -30,7 +30,7 @@ EngineTiming engine_timing() {
         HETRUN_PYNQ_LANES,
         HETRUN_PYNQ_PORTS,
         HETRUN_PYNQ_FIFO_WORDS,
-        8,    // num_read_outstanding of the masters, engine.cpp
+        HETRUN_PYNQ_OUTSTANDING,
         HETRUN_PYNQ_BURST_WORDS,
         60,  // analytic: the checks of a descriptor, and the start of the processes
         60,  // analytic: depth of unpack, multiply and finish
