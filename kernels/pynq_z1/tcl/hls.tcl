@@ -1,4 +1,4 @@
-# The engine as IP:   vitis_hls -f hls.tcl
+# The engine as IP, with Vitis HLS 2021.2 or later:   vitis_hls -f hls.tcl
 # (From 2024.2 on: vitis-run --mode hls --tcl hls.tcl.) Parameters are those of hls/engine.h.
 
 set here [file dirname [file normalize [info script]]]
