@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_PYNQ_ABI 1
+#define HETRUN_PYNQ_ABI 2
 
 uint32_t hetrun_pynq_abi(void);
 
@@ -91,6 +91,10 @@ typedef struct {
 } hetrun_pynq_secda_timing;
 void hetrun_pynq_secda_matmul(uint32_t n_rows, uint32_t n_blocks, uint32_t n_tokens, uint32_t block_words, uint32_t copied,
                               uint32_t clock_hz, hetrun_pynq_secda_timing* timing);
+
+// Registers that are mapped into this process; context: where they begin.
+uint32_t hetrun_pynq_mmio_read(void* registers, uint32_t offset);
+void hetrun_pynq_mmio_write(void* registers, uint32_t offset, uint32_t value);
 
 // A board that is simulated by the engine's own source: `memory` is its DDR from physical address 0 on.
 typedef struct hetrun_pynq_csim hetrun_pynq_csim;

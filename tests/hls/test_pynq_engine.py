@@ -30,7 +30,7 @@ SOURCES = ROOT / "kernels" / "pynq_z1"
 
 def matmul_on(driver: PynqZ1Driver, name: str, blocks: np.ndarray, x: np.ndarray, columns: int) -> np.ndarray:
     """y of the device, through the contract."""
-    (info,) = driver.probe({"memory_bytes": 64 << 20})
+    info, *_ = driver.probe({"memory_bytes": 64 << 20})
     weight = Weight("w", TENSOR_TYPES[name], (len(blocks), columns))
     value = Value("x", columns)
     op = MatMul("y", value, weight)
@@ -217,7 +217,7 @@ def test_the_engine_refuses_what_it_cannot_do() -> None:
 
 def test_what_does_not_fit_the_block_ram_is_refused_with_the_reason() -> None:
     driver = PynqZ1Driver()
-    (info,) = driver.probe({})
+    info, *_ = driver.probe({})
     weight = Weight("blk.0.ffn_down.weight", TENSOR_TYPES["Q4_0"], (8, 8448))
     refusal = driver.estimate(info, MatMul("y", Value("x", 8448), weight), Workload(1, 0))
     assert "8448" in str(refusal) and "block RAM" in str(refusal)
@@ -225,7 +225,7 @@ def test_what_does_not_fit_the_block_ram_is_refused_with_the_reason() -> None:
 
 def test_memory_that_runs_out_and_bad_settings_are_named() -> None:
     driver = PynqZ1Driver()
-    (info,) = driver.probe({"memory_bytes": 1 << 20})
+    info, *_ = driver.probe({"memory_bytes": 1 << 20})
     device = driver.open(info)
     with pytest.raises(AllocationError, match="pynq-z1:csim: 2097152 bytes asked for"):
         device.alloc(2 << 20)

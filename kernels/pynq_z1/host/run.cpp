@@ -147,6 +147,11 @@ int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* 
         }
         if (n != 0) {
             seam->flush(seam->context, window->address, static_cast<uint32_t>(cursor.used()));
+            // What the host wrote to the results' lines must not be written back over them later.
+            for (uint32_t i = at; i < last; ++i) {
+                const uint32_t rows = matmuls[i].rows_are_outputs ? n_outputs : n_tokens;
+                if (rows) seam->flush(seam->context, matmuls[i].out, rows * matmuls[i].n_rows * 4);
+            }
             const int32_t status = start(*seam, ring, n, timeout_s, *report);
             if (status != HETRUN_PYNQ_OK) return status;
             for (uint32_t i = at; i < last; ++i) {

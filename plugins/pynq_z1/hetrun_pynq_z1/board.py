@@ -36,8 +36,11 @@ class Board(Protocol):
     def flush(self, block: Block) -> None:
         """Makes what the host wrote there visible to the engine."""
 
+    def check(self) -> None:
+        """Raises what went wrong within a launch, where the seam's functions could not."""
+
     def reset(self) -> None:
-        """Brings a hung engine back to idle, where that is possible."""
+        """Brings a hung engine back to idle. DeviceError where that is not possible."""
 
     def close(self) -> None: ...
 
@@ -122,6 +125,9 @@ class CsimBoard:
 
     def flush(self, block: Block) -> None:
         """Host and engine see the same memory."""
+
+    def check(self) -> None:
+        """Its seam cannot fail."""
 
     def reset(self) -> None:
         """It cannot hang."""

@@ -17,7 +17,7 @@ from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.program import PynqProgram, stream_bytes
 from hetrun_pynq_z1.timing import BASIS, matmul_seconds
 
-TIMEOUT_S = 30.0
+MEASURED = "measured:pynq-z1, the whole launch"
 
 
 class Memory:
@@ -183,8 +183,10 @@ class PynqExecutable:
 class PynqDevice:
     """One engine. Its runs are done when they return."""
 
-    def __init__(self, info: DeviceInfo, board: Board) -> None:
+    def __init__(self, info: DeviceInfo, board: Board, timeout_s: float) -> None:
         self._id = info.id
+        self._measured = info.backing == "hardware"
+        self._timeout_s = timeout_s
         self._launch_s = info.launch.seconds
         self._board: Board | None = board
         self._events: list[RunEvent] = []
@@ -255,17 +257,18 @@ class PynqDevice:
             counts[1],
             batch.n_tokens,
             batch.n_outputs,
-            TIMEOUT_S,
+            self._timeout_s,
             report,
         )
         wall_s = time.perf_counter() - begin
+        board.check()
         if status != native.OK:
             self._fail(name, status, report)
         self._events.append(
             RunEvent(
                 name,
-                engine_s + report.n_launches * self._launch_s,
-                BASIS,
+                wall_s if self._measured else engine_s + report.n_launches * self._launch_s,
+                MEASURED if self._measured else BASIS,
                 {
                     "wall_s": wall_s,
                     "busy_cycles": float(report.busy_cycles),
@@ -280,8 +283,8 @@ class PynqDevice:
         if status == native.TIMEOUT:
             self._open_board().reset()
             raise DeviceError(
-                f"{subject}: the engine did not finish within {TIMEOUT_S:g} s and was reset",
-                remedy="load the overlay again; if it repeats, power-cycle the board",
+                f"{subject}: the engine did not finish within {self._timeout_s:g} s and was reset",
+                remedy="run it again; if it repeats, power-cycle the board, or raise timeout_s",
             )
         if status == native.ENGINE_ERROR:
             meaning = definition().statuses.get(report.status, f"status {report.status}")
