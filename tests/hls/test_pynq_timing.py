@@ -53,8 +53,8 @@ def test_decode_is_bound_by_memory_and_takes_three_quarters_of_it(name: str) -> 
 def test_tokens_of_a_pass_are_free_until_the_lanes_are_full() -> None:
     """At Q2_K a packet of 64 weights arrives every 1.7 cycles, and two tokens share a cycle of the lanes."""
     cycles = {n: matmul_cycles(format_number("Q2_K"), 1024, 2048, n).cycles for n in (1, 2, 4, 8, 9)}
-    assert cycles[2] == pytest.approx(cycles[1], rel=0.02)
-    assert cycles[8] == pytest.approx(4 * 1024 * 2048 / 64, rel=0.03)
+    assert cycles[2] == pytest.approx(cycles[1], rel=0.03)
+    assert cycles[8] == pytest.approx(4 * 1024 * 2048 / 64, rel=0.05)
     assert cycles[9] > cycles[8] + 0.9 * cycles[1]
 
 

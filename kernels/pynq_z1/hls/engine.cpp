@@ -8,6 +8,7 @@
 #include "engine.h"
 
 #include "formats.h"
+#include "master.h"
 #include "stream.h"
 #include "types.h"
 
@@ -17,7 +18,8 @@ namespace {
 constexpr int kTokens = HETRUN_PYNQ_TOKENS, kMaxColumns = HETRUN_PYNQ_MAX_COLUMNS, kLanes = HETRUN_PYNQ_LANES;
 constexpr int kSub = 16;  // columns whose products are summed before a scale meets them
 constexpr int kSubsOfPacket = kPacket / kSub;
-constexpr int kPairsOfBurst = HETRUN_PYNQ_BURST_WORDS / 2;
+constexpr uint32_t kWriteRows = HETRUN_PYNQ_WRITE_ROWS;
+constexpr uint32_t kPairsOfBurst = HETRUN_PYNQ_BURST_WORDS / 2;
 
 // Two words: what the unpacker takes a cycle, so that both masters together may run at full speed.
 struct Pair {
@@ -42,6 +44,11 @@ struct Partial {
     Int<23> msum[2];
 };
 
+// The same of two tokens.
+struct PartialPair {
+    Partial token[2];
+};
+
 struct Activations {
     Int<8> codes[kTokens][kMaxColumns];
     Int<12> sums[kTokens][kMaxColumns / kSub];
@@ -56,16 +63,30 @@ uint32_t pairs_of(const Descriptor& d) {
     return d.n_rows / kTileRows * d.n_chunks * (static_cast<uint32_t>(tile_words(kFormats[d.format])) / 2);
 }
 
-// Bursts first, first + stride, ... of the weights: the ports take turns, so that both meet all banks of the DRAM.
-void read_port(const uint64_t* weights, const Descriptor& d, uint32_t first, PairStream& out) {
-    const uint32_t n_pairs = pairs_of(d);
-    for (uint32_t burst = first * kPairsOfBurst; burst < n_pairs; burst += HETRUN_PYNQ_PORTS * kPairsOfBurst) {
-        const uint32_t left = n_pairs - burst, n = left < kPairsOfBurst ? left : kPairsOfBurst;
-        const uint64_t* from = weights + d.weights / 8 + 2 * burst;
-        for (uint32_t i = 0; i < n; ++i) {
+// Asks for the port's next burst, if there is one.
+void ask(ReadMaster& weights, const Descriptor& d, uint32_t n_pairs, uint32_t& asked) {
+#pragma HLS INLINE
+    if (asked < n_pairs) {
+        const uint32_t left = n_pairs - asked;
+        weights.read_request(d.weights / 8 + 2 * asked, 2 * (left < kPairsOfBurst ? left : kPairsOfBurst));
+    }
+    asked += HETRUN_PYNQ_PORTS * kPairsOfBurst;
+}
+
+// Bursts first, first + ports, ... of the weights: the ports take turns, so that both meet all banks of the DRAM. Each is asked for
+// while the ones before it are under way, and a word a cycle is read.
+void read_port(ReadMaster weights, const Descriptor& d, uint32_t first, PairStream& out) {
+    const uint32_t n_pairs = pairs_of(d), skip = (HETRUN_PYNQ_PORTS - 1) * kPairsOfBurst;
+    uint32_t asked = first * kPairsOfBurst;
+    for (int i = 0; i < HETRUN_PYNQ_OUTSTANDING - 1; ++i) ask(weights, d, n_pairs, asked);
+    for (uint32_t pair = first * kPairsOfBurst; pair < n_pairs;) {
 #pragma HLS PIPELINE II = 2
-            out.write(Pair{{from[2 * i], from[2 * i + 1]}});
-        }
+        if (pair % kPairsOfBurst == 0) ask(weights, d, n_pairs, asked);
+        Pair words;
+        words.word[0] = weights.read();
+        words.word[1] = weights.read();
+        out.write(words);
+        if (++pair % kPairsOfBurst == 0) pair += skip;
     }
 }
 
@@ -214,103 +235,131 @@ Int<20> dot16(const Int<8>* codes, const Int<8>* x) {
     return sum;
 }
 
-void multiply(const Descriptor& d, const Activations& a, Stream<Packet, 4>& packets, Stream<Partial, 16>& partials) {
+// A packet meets two tokens an iteration, which share a multiplier whose products lie 17 bits apart. One flat loop: a nest would
+// fill and drain its pipeline for every packet.
+void multiply(const Descriptor& d, const Activations& a, Stream<Packet, 4>& packets, Stream<PartialPair, 8>& partials) {
     const Format f = kFormats[d.format];
-    const int n_packets = packets_of_row(f);
-    const uint32_t n_tokens = d.n_tokens;
-    for (uint32_t group = 0; group < d.n_rows / kTileRows; ++group) {
-        for (uint32_t chunk = 0; chunk < d.n_chunks; ++chunk) {
-            for (int row = 0; row < kTileRows; ++row) {
-                Partial sums[kTokens];
-                for (int p = 0; p < n_packets; ++p) {
-                    const Packet packet = packets.read();
-                    Int<8> codes[kPacket];
+    const int last_packet = packets_of_row(f) - 1;
+    const uint32_t n_pairs = (d.n_tokens + 1) / 2, columns = d.n_chunks * chunk_columns(f);
+    const uint32_t n = d.n_rows * d.n_chunks * packets_of_row(f) * n_pairs;
+    Packet packet{};
+    Int<8> codes[kPacket];
 #pragma HLS ARRAY_PARTITION variable = codes complete
-                    codes_of(packet, f, codes);
-                    const uint32_t column = chunk * chunk_columns(f) + p * kPacket;
-                    // Two tokens share a multiplier, whose products lie 17 bits apart.
-                    for (uint32_t t = 0; t < n_tokens; ++t) {
+    Partial sums[kTokens];
+#pragma HLS ARRAY_PARTITION variable = sums complete
+    uint32_t pair = 0, first = 0;  // pair of tokens; first column of the chunk
+    int p = 0, row = 0;            // packet of the row, row of the tile
+    for (uint32_t i = 0; i < n; ++i) {
 #pragma HLS PIPELINE II = HETRUN_PYNQ_PACKET_CYCLES
-#pragma HLS UNROLL factor = 2
-                        const Int<8>* x = a.codes[t] + column;
-                        const Int<12>* x_sums = a.sums[t] + column / kSub;
-                        Int<20> dot[kSubsOfPacket];
-                        for (int s = 0; s < kSubsOfPacket; ++s) {
-#pragma HLS UNROLL
-                            dot[s] = dot16(codes + s * kSub, x + s * kSub);
-                        }
-                        Partial& sum = sums[t];
-                        if (f.super) {
-                            Int<29> isum = p == 0 ? Int<29>(0) : sum.isum[0];
-                            Int<23> msum = p == 0 ? Int<23>(0) : sum.msum[0];
-                            for (int s = 0; s < kSubsOfPacket; ++s) {
-#pragma HLS UNROLL
-                                const Int<28> scaled = packet.scale[s] * dot[s];
-                                const Int<18> least = packet.minimum[s] * x_sums[s];
-                                isum = isum + scaled;
-                                msum = msum + least;
-                            }
-                            sum.isum[0] = isum;
-                            sum.msum[0] = msum;
-                        } else {
-                            for (int b = 0; b < 2; ++b) {
-#pragma HLS UNROLL
-                                sum.isum[b] = dot[2 * b] + dot[2 * b + 1];
-                                sum.msum[b] = x_sums[2 * b] + x_sums[2 * b + 1];
-                            }
-                        }
-                    }
-                }
-                for (uint32_t t = 0; t < n_tokens; ++t) partials.write(sums[t]);
-            }
+        if (pair == 0) {
+            packet = packets.read();
+            codes_of(packet, f, codes);
         }
+        const uint32_t column = first + p * kPacket;
+        PartialPair out{};
+        for (uint32_t h = 0; h < 2; ++h) {
+#pragma HLS UNROLL
+            const uint32_t t = 2 * pair + h;
+            if (t >= d.n_tokens) continue;
+            const Int<8>* x = a.codes[t] + column;
+            const Int<12>* x_sums = a.sums[t] + column / kSub;
+            Int<20> dot[kSubsOfPacket];
+            for (int s = 0; s < kSubsOfPacket; ++s) {
+#pragma HLS UNROLL
+                dot[s] = dot16(codes + s * kSub, x + s * kSub);
+            }
+            Partial& sum = sums[t];
+            if (f.super) {
+                Int<29> isum = p == 0 ? Int<29>(0) : sum.isum[0];
+                Int<23> msum = p == 0 ? Int<23>(0) : sum.msum[0];
+                for (int s = 0; s < kSubsOfPacket; ++s) {
+#pragma HLS UNROLL
+                    const Int<28> scaled = packet.scale[s] * dot[s];
+                    const Int<18> least = packet.minimum[s] * x_sums[s];
+                    isum = isum + scaled;
+                    msum = msum + least;
+                }
+                sum.isum[0] = isum;
+                sum.msum[0] = msum;
+            } else {
+                for (int b = 0; b < 2; ++b) {
+#pragma HLS UNROLL
+                    sum.isum[b] = dot[2 * b] + dot[2 * b + 1];
+                    sum.msum[b] = x_sums[2 * b] + x_sums[2 * b + 1];
+                }
+            }
+            out.token[h] = sum;
+        }
+        if (p == last_packet) partials.write(out);
+        if (++pair < n_pairs) continue;
+        pair = 0;
+        if (++p <= last_packet) continue;
+        p = 0;
+        if (++row < kTileRows) continue;
+        row = 0;
+        first += chunk_columns(f);
+        if (first == columns) first = 0;
     }
 }
 
 // acc = acc + (d * xd) * isum, then, of formats with minima, acc = acc -+ (m * xd) * msum: each operator rounds to nearest even,
 // integers that exceed 24 bits too. The columns come in order; the two blocks of a 64-column chunk have a sum each, added last.
-void finish(const Descriptor& d, const Activations& a, Stream<Head, 4>& heads, Stream<Partial, 16>& partials,
+// A sum is met again after eight rows, which hides the additions' latency. The sums of a group leave row by row.
+void finish(const Descriptor& d, const Activations& a, Stream<Head, 4>& heads, Stream<PartialPair, 8>& partials,
             Stream<float, 16>& results) {
     const Format f = kFormats[d.format];
     const int n_blocks = f.super ? 1 : 2;
-    for (uint32_t group = 0; group < d.n_rows / kTileRows; ++group) {
-        float sums[kTileRows][kTokens][2];
-        for (uint32_t chunk = 0; chunk < d.n_chunks; ++chunk) {
-            for (int row = 0; row < kTileRows; ++row) {
-                const Head head = heads.read();
-                for (uint32_t t = 0; t < d.n_tokens; ++t) {
+    const uint32_t n = d.n_rows * d.n_chunks * d.n_tokens;
+    float sums[kTileRows][kTokens][2];
+#pragma HLS ARRAY_PARTITION variable = sums complete dim = 3
+#pragma HLS DEPENDENCE variable = sums inter RAW distance = HETRUN_PYNQ_TILE_ROWS true
+    Head head{};
+    PartialPair pair{};
+    uint32_t t = 0, chunk = 0;
+    int row = 0;
+    for (uint32_t i = 0; i < n; ++i) {
 #pragma HLS PIPELINE II = 1
-                    const Partial partial = partials.read();
-                    for (int b = 0; b < n_blocks; ++b) {
-                        const float xd = a.scales[t][chunk * n_blocks + b];
-                        const float product = times(times(half_to_float(head.d[b]), xd), static_cast<float>(static_cast<int>(partial.isum[b])));
-                        float sum = chunk == 0 ? product : plus(sums[row][t][b], product);
-                        if (f.minimum) {
-                            const float least = times(times(half_to_float(head.m[b]), xd), static_cast<float>(static_cast<int>(partial.msum[b])));
-                            sum = plus(sum, f.subtracts ? -least : least);
-                        }
-                        sums[row][t][b] = sum;
-                    }
-                }
+        if (t == 0) head = heads.read();
+        if (t % 2 == 0) pair = partials.read();
+        const Partial partial = pair.token[t % 2];
+        float block[2] = {};
+        for (int b = 0; b < n_blocks; ++b) {
+            const float xd = a.scales[t][chunk * n_blocks + b];
+            const float product = times(times(half_to_float(head.d[b]), xd), static_cast<float>(static_cast<int>(partial.isum[b])));
+            float sum = chunk == 0 ? product : plus(sums[row][t][b], product);
+            if (f.minimum) {
+                const float least = times(times(half_to_float(head.m[b]), xd), static_cast<float>(static_cast<int>(partial.msum[b])));
+                sum = plus(sum, f.subtracts ? -least : least);
             }
+            sums[row][t][b] = sum;
+            block[b] = sum;
         }
-        for (uint32_t t = 0; t < d.n_tokens; ++t) {
-            for (int row = 0; row < kTileRows; ++row) {
-#pragma HLS PIPELINE II = 1
-                results.write(f.super ? sums[row][t][0] : plus(sums[row][t][0], sums[row][t][1]));
-            }
-        }
+        if (chunk == d.n_chunks - 1) results.write(f.super ? block[0] : plus(block[0], block[1]));
+        if (++t < d.n_tokens) continue;
+        t = 0;
+        if (++row < kTileRows) continue;
+        row = 0;
+        chunk = chunk == d.n_chunks - 1 ? 0 : chunk + 1;
     }
 }
 
+// The results of a token and some rows leave together.
 void write(const Descriptor& d, Stream<float, 16>& results, uint32_t* memory) {
-    for (uint32_t first = 0; first < d.n_rows; first += kTileRows) {
-        for (uint32_t t = 0; t < d.n_tokens; ++t) {
-            uint32_t* out = memory + (d.out + t * d.out_stride) / 4 + first;
-            for (uint32_t row = 0; row < kTileRows; ++row) {
+    for (uint32_t first = 0; first < d.n_rows; first += kWriteRows) {
+        const uint32_t left = d.n_rows - first, n_rows = left < kWriteRows ? left : kWriteRows;
+        uint32_t block[kTokens][kWriteRows];
+        uint32_t t = 0, row = 0;
+        for (uint32_t i = 0; i < n_rows * d.n_tokens; ++i) {
 #pragma HLS PIPELINE II = 1
-                const float result = results.read();
-                if (first + row < d.out_rows) out[row] = float_bits(result);
+            block[t][row] = float_bits(results.read());
+            t = t == d.n_tokens - 1 ? 0 : t + 1;
+            row = t == 0 ? row + 1 : row;
+        }
+        for (t = 0; t < d.n_tokens; ++t) {
+            uint32_t* out = memory + (d.out + t * d.out_stride) / 4 + first;
+            for (row = 0; row < n_rows; ++row) {
+#pragma HLS PIPELINE II = 1
+                if (first + row < d.out_rows) out[row] = block[t][row];
             }
         }
     }
@@ -339,9 +388,11 @@ void load(const uint64_t* memory, const Descriptor& d, Activations& a) {
             }
         }
         const uint64_t* scales = memory + (d.scales + t * d.scale_stride) / 8;
-        for (uint32_t i = 0; i < n_scales; ++i) {
+        for (uint32_t i = 0; i < n_scales; i += 2) {
 #pragma HLS PIPELINE II = 1
-            a.scales[t][i] = bits_float(static_cast<uint32_t>(scales[i / 2] >> i % 2 * 32));
+            const uint64_t word = scales[i / 2];
+            a.scales[t][i] = bits_float(static_cast<uint32_t>(word));
+            a.scales[t][i + 1] = bits_float(static_cast<uint32_t>(word >> 32));
         }
     }
 }
@@ -369,12 +420,12 @@ uint32_t problem(const Descriptor& d) {
     return HETRUN_PYNQ_STATUS_OK;
 }
 
-void run(const uint64_t* weights0, const uint64_t* weights1, uint32_t* results, const Descriptor& d, const Activations& a,
+void run(ReadMaster weights0, ReadMaster weights1, uint32_t* results, const Descriptor& d, const Activations& a,
          uint32_t& busy, uint32_t& stalls) {
     PairStream port0("PORT0"), port1("PORT1");
     Stream<Packet, 4> packets("PACKETS");
     Stream<Head, 4> heads("HEADS");
-    Stream<Partial, 16> partials("PARTIALS");
+    Stream<PartialPair, 8> partials("PARTIALS");
     Stream<float, 16> sums("SUMS");
     HETRUN_PYNQ_DATAFLOW(read_port(weights0, d, 0, port0), read_port(weights1, d, 1, port1),
                          unpack(d, port0, port1, packets, heads, busy, stalls), multiply(d, a, packets, partials),
@@ -384,13 +435,13 @@ void run(const uint64_t* weights0, const uint64_t* weights1, uint32_t* results, 
 }  // namespace
 }  // namespace hetrun::pynq
 
-extern "C" void hetrun_pynq_engine(const uint64_t* weights0, const uint64_t* weights1, const uint64_t* inputs, uint32_t* results,
-                                   uint32_t ring, uint32_t count, uint32_t* version, uint32_t* config, uint32_t* status,
-                                   uint32_t* done, uint32_t* busy_cycles, uint32_t* stall_cycles) {
-#pragma HLS INTERFACE m_axi port = weights0 bundle = hp0 offset = off max_read_burst_length = 16 num_read_outstanding = 8
-#pragma HLS INTERFACE m_axi port = weights1 bundle = hp2 offset = off max_read_burst_length = 16 num_read_outstanding = 8
+extern "C" void hetrun_pynq_engine(hetrun::pynq::Weights weights0, hetrun::pynq::Weights weights1, const uint64_t* inputs,
+                                   uint32_t* results, uint32_t ring, uint32_t count, uint32_t* version, uint32_t* config,
+                                   uint32_t* status, uint32_t* done, uint32_t* busy_cycles, uint32_t* stall_cycles) {
+#pragma HLS INTERFACE m_axi port = weights0 bundle = hp0 offset = off max_read_burst_length = 16 num_read_outstanding = HETRUN_PYNQ_OUTSTANDING
+#pragma HLS INTERFACE m_axi port = weights1 bundle = hp2 offset = off max_read_burst_length = 16 num_read_outstanding = HETRUN_PYNQ_OUTSTANDING
 #pragma HLS INTERFACE m_axi port = inputs bundle = hp1 offset = off max_read_burst_length = 16
-#pragma HLS INTERFACE m_axi port = results bundle = hp3 offset = off max_write_burst_length = 8
+#pragma HLS INTERFACE m_axi port = results bundle = hp3 offset = off max_write_burst_length = 16
 #pragma HLS INTERFACE s_axilite port = ring
 #pragma HLS INTERFACE s_axilite port = count
 #pragma HLS INTERFACE s_axilite port = version

@@ -8,6 +8,9 @@
 #pragma once
 
 #include <cstdint>
+#ifdef __SYNTHESIS__
+#include <hls_burst_maxi.h>
+#endif
 
 #define HETRUN_PYNQ_VERSION 1          // of this file; the engine shows it in a register
 #define HETRUN_PYNQ_CLOCK_HZ 125000000 // of the fabric
@@ -15,10 +18,12 @@
 #define HETRUN_PYNQ_PACKET_CYCLES 1    // of 64 weights and two tokens: 64 / LANES
 #define HETRUN_PYNQ_PORTS 2            // read masters for weights, on HP0 and HP2: 1 or 2
 #define HETRUN_PYNQ_BURST_WORDS 16     // 64-bit words: the longest burst of AXI3
+#define HETRUN_PYNQ_OUTSTANDING 8      // bursts of a read master that are under way
 #define HETRUN_PYNQ_FIFO_WORDS 128     // of each read master
 #define HETRUN_PYNQ_TOKENS 8           // of one pass over the weights
 #define HETRUN_PYNQ_MAX_COLUMNS 8192   // of the activations in block RAM
 #define HETRUN_PYNQ_MAX_ROWS 1024      // of one descriptor
+#define HETRUN_PYNQ_WRITE_ROWS 32      // results of a token that leave together: few bursts disturb those of weights less
 #define HETRUN_PYNQ_TILE_ROWS 8        // rows in flight, which hides the latency of float additions
 
 // Registers of the AXI-Lite slave, bytes. CTRL is that of Vitis HLS: bit 0 start, 1 done, 2 idle, 3 ready.
@@ -73,10 +78,16 @@ struct Descriptor {
 };
 static_assert(sizeof(Descriptor) == 64, "descriptors are fetched as eight words");
 
+#ifdef __SYNTHESIS__
+using Weights = hls::burst_maxi<uint64_t>;
+#else
+using Weights = const uint64_t*;
+#endif
+
 }  // namespace hetrun::pynq
 
 // Runs `count` descriptors from address `ring` on. Masters on the same memory, each addressing it from 0 on: two for weights, one
 // for descriptors and activations, one for results. The rest are registers that it writes.
-extern "C" void hetrun_pynq_engine(const uint64_t* weights0, const uint64_t* weights1, const uint64_t* inputs, uint32_t* results,
-                                   uint32_t ring, uint32_t count, uint32_t* version, uint32_t* config, uint32_t* status,
-                                   uint32_t* done, uint32_t* busy_cycles, uint32_t* stall_cycles);
+extern "C" void hetrun_pynq_engine(hetrun::pynq::Weights weights0, hetrun::pynq::Weights weights1, const uint64_t* inputs,
+                                   uint32_t* results, uint32_t ring, uint32_t count, uint32_t* version, uint32_t* config,
+                                   uint32_t* status, uint32_t* done, uint32_t* busy_cycles, uint32_t* stall_cycles);

@@ -2,7 +2,7 @@
 //
 // Plain: each process of a region runs to its end before the next; streams grow as they must and remember how far.
 // HETRUN_PYNQ_BOUNDED: a thread a process and streams of the depth they are given; a deadlock ends the program with
-// kDeadlock and the name of the stream.
+// kDeadlock and the names of the streams.
 #pragma once
 
 #ifdef __SYNTHESIS__
@@ -31,6 +31,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <utility>
 #endif
 
 namespace hls {
@@ -42,8 +43,9 @@ constexpr int kDeadlock = 42;
 struct Region {
     std::mutex mutex;
     std::condition_variable changed;
-    int running = 0, waiting = 0;
+    int running = 0;
     unsigned long changes = 0;
+    std::vector<std::pair<const char*, const char*>> waits;  // what for, and the stream, since the last change
 
     static Region& get() {
         static Region region;
@@ -51,14 +53,16 @@ struct Region {
     }
     void note() {
         ++changes;
-        waiting = 0;
+        waits.clear();
         changed.notify_all();
     }
     template <class Ready>
     void await(std::unique_lock<std::mutex>& lock, Ready ready, const char* stream, const char* what) {
         while (!ready()) {
-            if (++waiting == running) {
-                std::fprintf(stderr, "deadlock: the last process waits to %s stream %s\n", what, stream);
+            waits.emplace_back(what, stream);
+            if (static_cast<int>(waits.size()) == running) {
+                std::fprintf(stderr, "deadlock: all processes wait\n");
+                for (const auto& wait : waits) std::fprintf(stderr, "  to %s stream %s\n", wait.first, wait.second);
                 std::_Exit(kDeadlock);
             }
             const unsigned long seen = changes;
@@ -146,7 +150,7 @@ void dataflow(Process... process) {
 #ifdef HETRUN_PYNQ_BOUNDED
     Region& region = Region::get();
     region.running = sizeof...(Process);
-    region.waiting = 0;
+    region.waits.clear();
     std::vector<std::thread> threads;
     (threads.emplace_back([&region, process] {
         process();

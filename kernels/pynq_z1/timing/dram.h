@@ -21,23 +21,21 @@ public:
 
     // When the last byte of a burst that arrives at `at` has left the pins.
     int64_t serve(int64_t at, uint32_t address, uint32_t nbytes) {
-        int64_t start = std::max(at, free_);
-        for (;;) {  // what came before it
+        for (;;) {  // what came before it; a refresh goes first, but waits for the burst under way
+            const int64_t start = std::max(at, free_);
             if (next_refresh_ <= start) {
-                start = std::max(start, next_refresh_ + board_.refresh_ps);
+                free_ = std::max(free_, next_refresh_) + board_.refresh_ps;
                 next_refresh_ += board_.refresh_interval_ps;
                 std::fill(open_row_.begin(), open_row_.end(), -1);
-            } else if (interval_ && next_line_ <= start) {
+            } else if (interval_ && next_line_ <= at) {
                 // A line of the processor, in rows of its own.
-                const int64_t line = take(kProcessorAddress + line_++ * 8192, board_.processor_line_bytes);
-                start = std::max(start, next_line_) + line;
+                free_ = std::max(free_, next_line_) + take(kProcessorAddress + line_++ * 8192, board_.processor_line_bytes);
                 next_line_ += interval_;
             } else {
-                break;
+                free_ = start + take(address, nbytes);
+                return free_;
             }
         }
-        free_ = start + take(address, nbytes);
-        return free_;
     }
     int64_t busy_ps() const { return busy_; }
 

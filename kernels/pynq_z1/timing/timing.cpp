@@ -5,6 +5,7 @@
 
 #include "../hls/engine.h"
 #include "dram.h"
+#include "tail.h"
 
 namespace hetrun::pynq {
 
@@ -29,80 +30,88 @@ EngineTiming engine_timing() {
         HETRUN_PYNQ_LANES,
         HETRUN_PYNQ_PORTS,
         HETRUN_PYNQ_FIFO_WORDS,
-        8,    // num_read_outstanding of the masters, engine.cpp
+        HETRUN_PYNQ_OUTSTANDING,
         HETRUN_PYNQ_BURST_WORDS,
-        60,   // analytic: one burst of eight words, and the checks
-        120,  // analytic: depth of unpack, multiply, finish and write
+        60,  // analytic: the checks of a descriptor, and the start of the processes
+        60,  // analytic: depth of unpack, multiply and finish
     };
 }
 
+namespace {
+
+constexpr uint32_t kDescriptorWords = 8, kDescriptorAddress = 1u << 26, kInputAddress = 1u << 27;
+
+// The next edge of the fabric's clock.
+int64_t edge(const BoardTiming& board, int64_t at) { return (at + board.clock_ps - 1) / board.clock_ps * board.clock_ps; }
+
+// One master: when the last word of a burst is in the fabric. It moves a word a cycle from when the first leaves the DRAM.
+int64_t moved(const BoardTiming& board, int64_t served, uint32_t n_words, int64_t port_free) {
+    const int64_t first = served - n_words * 8 * board.dram_byte_fs / 1000 + board.read_latency_ps / 2;
+    return std::max(edge(board, first), port_free) + n_words * board.clock_ps;
+}
+
+// A loop over words in a row, its bursts asked for ahead: when the last word is there.
+int64_t read_words(const BoardTiming& board, const EngineTiming& engine, Dram& dram, int64_t now, uint32_t address, uint32_t n_words) {
+    const int64_t arrival = now + board.read_latency_ps / 2;
+    for (uint32_t word = 0; word < n_words; word += engine.burst_words) {
+        const uint32_t n = std::min(engine.burst_words, n_words - word);
+        // Behind the one before it by what the port takes: the DRAM is faster.
+        const int64_t at = word == 0 ? arrival : std::max(arrival, now - board.read_latency_ps / 2 - engine.burst_words * board.clock_ps);
+        now = moved(board, dram.serve(at, address + word * 8, n * 8), n, now);
+    }
+    return now;
+}
+
+}  // namespace
+
 Timing simulate(const BoardTiming& board, const EngineTiming& engine, const Work& work) {
     Dram dram(board);
-    const int64_t clock = board.clock_ps;
-    Timing result{};
+    const int64_t clock = board.clock_ps, way = board.read_latency_ps / 2;
     const uint32_t burst_bytes = engine.burst_words * 8;
 
-    // The descriptor, then the activations: one master, bursts one behind the other but for the latency.
-    int64_t now = engine.fetch_cycles * clock + board.read_latency_ps;
-    for (uint32_t word = 0; word < work.input_words; word += engine.burst_words)
-        now = std::max(dram.serve(now, (1u << 27) + word * 8, burst_bytes), now + engine.burst_words * clock);
-    now += board.read_latency_ps;
+    int64_t now = read_words(board, engine, dram, 0, kDescriptorAddress, kDescriptorWords) + engine.fetch_cycles * clock;
+    for (uint32_t token = 0; token < work.n_tokens; ++token) {
+        const uint32_t address = kInputAddress + token * work.code_words * 8;
+        now = read_words(board, engine, dram, now, address, work.code_words);
+        now = read_words(board, engine, dram, now, address + (1u << 17), work.scale_words);
+    }
 
     const uint32_t n_bursts = (work.n_words + engine.burst_words - 1) / engine.burst_words;
     const uint32_t room = engine.fifo_words / engine.burst_words;  // bursts that a FIFO holds
+    const uint32_t ports = engine.ports;
+    const int64_t begin = now;
     // Of each burst: when its last word is in the FIFO, and when the unpacker has emptied it.
-    std::vector<int64_t> arrived(n_bursts), emptied(n_bursts);
-    std::vector<int64_t> port_free(engine.ports, now);
-    uint32_t issued = 0;
-    const int64_t packet_cycles = 64 / engine.lanes * ((work.n_tokens + 1) / 2);
-    int64_t lanes_free = now, begin = now;
-    uint32_t in_tile = 0;  // words of the tile that have been taken
+    std::vector<int64_t> arrived(n_bursts), emptied(n_bursts), port_free(ports, now);
+    Tail tail(board, engine, work, dram, now);
 
-    // Requests are served in the order in which they can be made: a burst's turn comes when its FIFO has room for it, and an
-    // earlier burst of the same port has returned far enough.
-    const auto issue_time = [&](uint32_t burst) {
-        int64_t at = begin;
-        const uint32_t ports = engine.ports;
+    // A burst is asked for when its FIFO has room for it, and an earlier one of the same port has returned.
+    const auto issue = [&](uint32_t burst) {
+        int64_t at = begin + burst / ports * clock;
         if (burst >= engine.outstanding * ports) at = std::max(at, arrived[burst - engine.outstanding * ports]);
         if (burst >= room * ports) at = std::max(at, emptied[burst - room * ports]);
-        return at;
-    };
-    const auto issue = [&](uint32_t burst) {
-        const uint32_t port = burst % engine.ports;
-        const int64_t served = dram.serve(issue_time(burst) + board.read_latency_ps / 2,
-                                          work.address + burst * burst_bytes, burst_bytes);
-        // The port moves a word a cycle.
-        const int64_t last = std::max(served + board.read_latency_ps / 2, port_free[port] + engine.burst_words * clock);
-        port_free[port] = last;
-        arrived[burst] = last;
+        tail.advance(at + way);
+        const uint32_t n = std::min(engine.burst_words, work.n_words - burst * engine.burst_words);
+        int64_t& port = port_free[burst % ports];
+        port = moved(board, dram.serve(at + way, work.address + burst * burst_bytes, n * 8), n, port);
+        arrived[burst] = port;
     };
 
+    Timing result{};
+    int64_t memory_ps = 0, lane_ps = 0;
+    uint32_t issued = 0, in_tile = 0;  // words of the tile that have been taken
     for (uint32_t burst = 0; burst < n_bursts; ++burst) {
-        while (issued < n_bursts && issued < burst + room * engine.ports && issued < burst + engine.outstanding * engine.ports)
-            issue(issued++);
+        while (issued < n_bursts && issued < burst + std::min(room, engine.outstanding) * ports) issue(issued++);
         const uint32_t words = std::min(engine.burst_words, work.n_words - burst * engine.burst_words);
-        // Words may be taken as they come: the first is there a burst's length before the last.
-        const int64_t first = arrived[burst] - (words - 1) * clock;
-        if (first > now) {
-            result.memory_stalls += (first - now + clock - 1) / clock;
-            now = first;
-        }
         for (uint32_t word = 0; word < words; word += 2) {
-            const int64_t there = first + (word + 1) * clock;
-            if (there > now) {
-                result.memory_stalls += (there - now) / clock;
-                now = there;
-            }
+            // Words may be taken as they come.
+            const int64_t there = arrived[burst] - (words - word - 2) * clock;
+            memory_ps += std::max<int64_t>(there - now, 0);
+            now = std::max(now, there);
             for (uint32_t i = 0; i < 2; ++i) {
                 if (++in_tile > work.header_words && (in_tile - work.header_words) % work.packet_words == 0) {
-                    // A few packets wait in a FIFO before the lanes.
-                    const int64_t start = std::max(now, lanes_free);
-                    const int64_t waits = start - now - 4 * packet_cycles * clock;
-                    if (waits > 0) {
-                        result.lane_stalls += waits / clock;
-                        now += waits;
-                    }
-                    lanes_free = std::max(now, lanes_free) + packet_cycles * clock;
+                    const int64_t taken = tail.packet(now);
+                    lane_ps += taken - now;
+                    now = taken;
                 }
                 if (in_tile == work.tile_words) in_tile = 0;
             }
@@ -111,8 +120,9 @@ Timing simulate(const BoardTiming& board, const EngineTiming& engine, const Work
         }
         emptied[burst] = now;
     }
-    const int64_t end = std::max(now, lanes_free) + engine.pipeline_cycles * clock;
-    result.cycles = (end + clock - 1) / clock;
+    result.cycles = (tail.end() + clock - 1) / clock + engine.pipeline_cycles;
+    result.memory_stalls = memory_ps / clock;
+    result.lane_stalls = lane_ps / clock;
     result.dram_busy_ps = dram.busy_ps();
     return result;
 }

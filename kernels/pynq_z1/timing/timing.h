@@ -2,7 +2,8 @@
 //
 // What is simulated, burst by burst: read masters with a bounded number of outstanding bursts, reserved room in their FIFOs,
 // a DRAM that serves one burst at a time (data time, overhead, row misses, refresh, the processor's own traffic), the unpacker
-// that takes two words a cycle from the ports in turn, and the lanes, which hold it back where a packet meets many tokens.
+// that takes two words a cycle from the ports in turn, and the lanes, the float tail and the writer (tail.h), which hold it back
+// where a packet meets many tokens. ../systemc models the same source independently.
 // Time is in picoseconds and integers: a run gives the same numbers everywhere.
 #pragma once
 
@@ -26,8 +27,8 @@ struct BoardTiming {
 
 struct EngineTiming {
     uint32_t lanes, ports, fifo_words, outstanding, burst_words;
-    uint32_t fetch_cycles;     // of a descriptor
-    uint32_t pipeline_cycles;  // from the last word to the last result in memory
+    uint32_t fetch_cycles;     // of a descriptor, once it is read
+    uint32_t pipeline_cycles;  // that a value takes through the stages, beside waiting
 };
 
 BoardTiming board_timing();
@@ -40,8 +41,13 @@ struct Work {
     uint32_t header_words;   // of a tile
     uint32_t tile_words;
     uint32_t packet_words;   // bits of a code
-    uint32_t input_words;    // of activations and scales, read before
+    uint32_t row_packets;    // of a row in a tile
+    uint32_t n_rows, n_chunks;
+    uint32_t code_words, scale_words;  // of activations, a token, read before
 };
+
+// Of a descriptor. n_rows: a multiple of 8.
+Work work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, uint32_t n_tokens, uint32_t address);
 
 struct Timing {
     int64_t cycles;        // of the whole descriptor

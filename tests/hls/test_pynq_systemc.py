@@ -1,0 +1,130 @@
+"""The cycle model that ships against a SystemC model of the same source: written apart, within 1% on cycles."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from require import missing, require_tool
+
+from hetrun_pynq_z1.definition import definition, super_blocks
+from hetrun_pynq_z1.timing import matmul_cycles
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+INSTALL = "sudo apt-get install -y libsystemc-dev"
+AGREEMENT = 0.01
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of kernels/pynq_z1/systemc."""
+    compiler = require_tool("g++", "sudo apt-get install -y g++")
+    includes = [compiler, "-x", "c++", "-E", "-include", "systemc", "/dev/null"]
+    if subprocess.run(includes, capture_output=True).returncode:
+        missing("SystemC", INSTALL)
+    program = tmp_path_factory.mktemp("systemc") / "pynq_z1_systemc"
+    sources = [KERNELS / "pynq_z1" / path for path in ("systemc/main.cpp", "timing/timing.cpp", "timing/matmul.cpp")]
+    sources.append(KERNELS / "pynq_z1/timing/secda.cpp")
+    options = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS / 'include'}"]
+    command = [compiler, *options, *map(str, sources), "-lsystemc", "-o", str(program)]
+    subprocess.run(command, check=True, timeout=300)
+    return program
+
+
+def ring_of(name: str, n_rows: int, n_columns: int, n_tokens: int) -> list[str]:
+    """The descriptors that a launch of this matmul has."""
+    known = definition()
+    chunk = 256 if super_blocks(name) else 64
+    ring = []
+    for first in range(0, n_rows, known.numbers["MAX_ROWS"]):
+        rows = min(n_rows - first, known.numbers["MAX_ROWS"])
+        for token in range(0, n_tokens, known.numbers["TOKENS"]):
+            tokens = min(n_tokens - token, known.numbers["TOKENS"])
+            ring.append(f"{known.formats[name]}:{-(-rows // 8) * 8}:{-(-n_columns // chunk)}:{tokens}")
+    return ring
+
+
+def run(model: Path, shape: tuple[str, int, int, int], *settings: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Of the SystemC model, and of the cycle model with the same constants."""
+    result = subprocess.run([str(model), *settings, *ring_of(*shape)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    both = json.loads(result.stdout.splitlines()[-1])
+    return both["systemc"], both["plain"]
+
+
+DECODE = ("Q3_K", 2048, 2048, 1)
+SHAPES = [
+    ("Q2_K", 5632, 2048, 1),
+    DECODE,
+    ("Q3_K", 2048, 5632, 2),
+    ("Q4_K", 256, 2048, 8),
+    ("Q5_K", 1024, 2048, 3),
+    ("Q6_K", 1500, 2048, 1),
+    ("Q2_K", 512, 1024, 19),
+    ("Q4_0", 576, 576, 1),
+    ("Q4_1", 1536, 576, 8),
+    ("Q5_0", 192, 576, 2),
+    ("Q5_1", 45, 96, 7),
+    ("Q8_0", 576, 1536, 1),
+    ("Q4_K", 8, 256, 1),
+    ("Q8_0", 8, 64, 8),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+def test_cycles_are_those_of_the_systemc_model(model: Path, shape: tuple[str, int, int, int]) -> None:
+    systemc, _ = run(model, shape)
+    ours = matmul_cycles(definition().formats[shape[0]], *shape[1:])
+    assert ours.busy_cycles == systemc["busy_cycles"]
+    assert ours.cycles == pytest.approx(systemc["cycles"], rel=AGREEMENT)
+
+
+BOARDS = [
+    ("processor_bytes_per_s=0",),
+    ("processor_bytes_per_s=200000000",),
+    ("outstanding=1",),
+    ("outstanding=4", "fifo_words=64"),
+    ("fifo_words=32",),
+    ("ports=1",),
+    ("lanes=16",),
+    ("clock_ps=6667",),
+    ("read_latency_ps=800000",),
+]
+
+
+@pytest.mark.parametrize("settings", BOARDS, ids=lambda settings: ",".join(settings))
+def test_they_agree_on_other_boards_and_engines(model: Path, settings: tuple[str, ...]) -> None:
+    for shape in (DECODE, ("Q4_1", 576, 576, 8)):
+        systemc, ours = run(model, shape, *settings)
+        assert ours["cycles"] == pytest.approx(systemc["cycles"], rel=AGREEMENT), shape
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("systemc.dram_burst_ps=10500",), ("plain.processor_bytes_per_s=75000000",), ("plain.refresh_ps=520000",)],
+    ids=lambda settings: settings[0],
+)
+def test_a_constant_that_one_of_them_has_wrong_is_seen(model: Path, settings: tuple[str, ...]) -> None:
+    systemc, ours = run(model, DECODE, *settings)
+    assert ours["cycles"] != pytest.approx(systemc["cycles"], rel=AGREEMENT)
+
+
+def test_stalls_are_told_apart_alike(model: Path) -> None:
+    """One token waits for memory, eight for the lanes."""
+    for tokens, stall in ((1, "memory_stalls"), (8, "lane_stalls")):
+        systemc, ours = run(model, ("Q2_K", 1024, 2048, tokens))
+        assert ours[stall] == pytest.approx(systemc[stall], rel=0.02)
+        assert ours[stall] > 0.2 * ours["busy_cycles"]
+
+
+def test_four_bursts_outstanding_and_64_words_are_enough(model: Path) -> None:
+    """Why eight and 128: the next smaller settings cost much, the next larger ones give nothing."""
+    cycles = {
+        setting: run(model, DECODE, *setting.split())[0]["cycles"]
+        for setting in ("outstanding=8", "outstanding=4", "outstanding=2", "fifo_words=64", "fifo_words=32")
+    }
+    best = cycles["outstanding=8"]
+    assert cycles["outstanding=4"] < 1.01 * best and cycles["fifo_words=64"] < 1.01 * best
+    assert cycles["outstanding=2"] > 1.5 * best and cycles["fifo_words=32"] > 1.5 * best
