@@ -235,3 +235,13 @@ def test_memory_that_runs_out_and_bad_settings_are_named() -> None:
             driver.probe(setting)
     with pytest.raises(DeviceError, match="closed"):
         device.alloc(8)
+
+
+def test_a_library_that_does_not_load_is_reported_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HETRUN_PYNQ_Z1_LIBRARY", "/nowhere/libhetrun_pynq_z1.so")
+    native.library.cache_clear()
+    try:
+        for info in PynqZ1Driver().probe({}):
+            assert info.unavailable is not None and "/nowhere/libhetrun_pynq_z1.so" in info.unavailable.reason
+    finally:
+        native.library.cache_clear()

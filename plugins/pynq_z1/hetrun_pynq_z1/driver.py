@@ -73,7 +73,7 @@ class PynqZ1Driver:
         problem = native.library_problem()
         unusable = Unavailable(problem.message, problem.remedy or "reinstall hetrun") if problem else None
         clock_hz = 0.0 if unusable else float(definition().numbers["CLOCK_HZ"])
-        settings = self._board_settings(config, clock_hz / 1e6)
+        settings = self._board_settings(config, clock_hz / 1e6 or 1.0)  # of no use without the library
         absent = unusable or absence(settings.overlay)
         cma = self._bytes(config, "cma_bytes", (None if absent else cma_bytes("CmaTotal")) or CMA_BYTES)
         csim = DeviceInfo(
