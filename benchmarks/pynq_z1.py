@@ -4,7 +4,9 @@
 
 Validation: what the model of the published design gives for rows that were published.
 Decode: seconds a token of TinyLlama on a PYNQ-Z1 by the cycle model of the engine and the profile of the board's two
-Cortex-A9 for all else (attention, norms, activation), launches included.
+Cortex-A9 for all else (attention, norms, activation), launches included; the memory at 75% of its pins' rate, and at
+67.5 and 85%.
+Sweeps: the engine alone with other parameters, beside what a dry run of such an engine gave in a model of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from hetrun.ops import MatMul
 from hetrun.plan.place import Request, make_plan
 from hetrun.plugins import Registry
 from hetrun_pynq_z1.program import stream_bytes
-from hetrun_pynq_z1.timing import secda_matmul
+from hetrun_pynq_z1.timing import Design, matmul_seconds, secda_matmul
 
 CONTEXTS = (16, 512)
 SHAPES = {
@@ -34,6 +36,22 @@ SECDA_CLOCK_HZ = 125_000_000
 SECDA_WORDS = {"Q3_K": 28}  # 32-bit words of a super-block on its streams
 CMA_BYTES = 134_217_728
 A9_MACS_PER_S = 0.8e9
+# What another cycle model gave for an engine of this kind, for both files where it has them.
+SWEEPS = (
+    ("64 lanes at 100 MHz", {"clock_hz": 100_000_000}, ".2925", ".244"),
+    ("64 lanes at 125 MHz, as shipped", {}, ".2923", ".244"),
+    ("64 lanes at 150 MHz", {"clock_hz": 150_000_000}, ".2921", ".244"),
+    ("32 lanes", {"lanes": 32}, ".301", ".290"),
+    ("16 lanes", {"lanes": 16}, "-", "-"),
+    ("one port", {"ports": 1}, ".460", ".383"),
+    ("1 burst outstanding", {"outstanding": 1}, ".520", "-"),
+    ("2 bursts outstanding", {"outstanding": 2}, ".294", "-"),
+    ("4 bursts outstanding", {"outstanding": 4}, ".292", "-"),
+    ("FIFO of 32 words", {"fifo_words": 32}, ".385", "-"),
+    ("FIFO of 64 words", {"fifo_words": 64}, ".292", "-"),
+    ("DDR at 67.5%", {"ddr_permille": 675}, ".326", ".272"),
+    ("DDR at 85%", {"ddr_permille": 850}, "-", "-"),
+)
 DDR_BYTES_PER_S = 1.575e9  # analytic: 75% of 2.1 GB/s (UG585 section 22.3)
 
 
@@ -41,9 +59,10 @@ def main() -> None:
     print("## Validation: rows of the published design\n")
     print(table(("row", "published", "simulated", "error"), validation()))
     print("\n## Decode, seconds a token (simulated; A9 analytic)\n")
-    print(
-        table(("file", "context", "SECDA-LLM's design", "this engine", "DDR limit", "A9 alone", "A9 paging"), decode())
-    )
+    head = ("SECDA-LLM's design", "this engine", "at 67.5%", "at 85%", "DDR limit", "A9 alone", "A9 paging")
+    print(table(("file", "context", *head), decode()))
+    print("\n## Sweeps, seconds of a token's matmuls in the engine (simulated)\n")
+    print(table(("engine", *SHAPES, "dry run, the first file", "the second"), sweeps()))
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
@@ -82,7 +101,10 @@ def decode() -> Iterator[tuple[str, ...]]:
                 label,
                 str(context),
                 published,
-                f"{token_s(own, context, 'model:cortex-a9', 'pynq-z1:csim'):.3f}",
+                *(
+                    f"{token_s(own, context, 'model:cortex-a9', 'pynq-z1:csim', ddr_permille=p):.3f}"
+                    for p in (750, 675, 850)
+                ),
                 f"{weights / DDR_BYTES_PER_S:.3f}",
                 f"{token_s(own, context, 'model:cortex-a9'):.3f}",
                 f"{token_s(own, context, 'model:cortex-a9-paging'):.3f}",
@@ -93,9 +115,21 @@ def graph(shape: str, context: int) -> Graph:
     return graph_of(load_shape(shape), GraphOptions(n_ctx=2 * context, max_tokens=16), Registry.load())
 
 
-def token_s(model: Graph, context: int, *devices: str) -> float:
-    """Seconds of one token behind `context` of them, as planned; memory counts no limit."""
+def sweeps() -> Iterator[tuple[str, ...]]:
+    graphs = [graph(shape, 16) for shape in SHAPES]
+    for name, numbers, first, second in SWEEPS:
+        design = Design.of(numbers)
+        own = (sum(matmul_seconds(op, 1, design) for op in g.ops if isinstance(op, MatMul)) for g in graphs)
+        yield name, *(f"{seconds:.4f}" for seconds in own), first, second
+
+
+def token_s(model: Graph, context: int, *devices: str, ddr_permille: int = 750) -> float:
+    """Seconds of one token behind `context` of them, as planned; memory counts no limit.
+
+    ddr_permille: of its pins' rate that the memory sustains for the engine.
+    """
     found = choose_devices(Registry.load(), devices, to_run=False, calibrated=False)
+    found = [replace(d, info=replace(d.info, model={**d.info.model, "ddr_permille": ddr_permille})) for d in found]
     roomy = [
         replace(d, info=replace(d.info, spaces=tuple(replace(s, capacity_bytes=1 << 40) for s in d.info.spaces)))
         for d in found

@@ -24,9 +24,10 @@ from typing import Literal, Protocol, runtime_checkable
 from hetrun.ops import KvSpec, Op, Rows, Value, Workload
 
 __all__ = [
-    "API_VERSION", "COMMON_SETTINGS", "Basis", "Batch", "Bindings", "Buffer", "Cost", "Device", "DeviceInfo", "Driver",
-    "Executable", "HardwareSources", "KvSpec", "Link", "MemorySpace", "Profiled", "Program", "RunEvent", "Segment",
-    "State", "StepTimes", "Unavailable", "Unsupported", "Workload", "residents", "roofline",
+    "API_VERSION", "COMMON_SETTINGS", "Basis", "Batch", "Bindings", "Buffer", "BuildStep", "Cost", "DesignPoint",
+    "DesignSpace", "Device", "DeviceInfo", "Driver", "Executable", "HardwareSources", "KvSpec", "Link", "MemorySpace",
+    "Profiled", "Program", "Resource", "RunEvent", "Segment", "State", "StepTimes", "Unavailable", "Unsupported",
+    "Workload", "residents", "roofline",
 ]  # fmt: skip
 
 API_VERSION = 1
@@ -305,12 +306,70 @@ class Driver(Protocol):
         """DeviceError where the device is unavailable or only modelled."""
 
 
+@dataclass(frozen=True)
+class BuildStep:
+    """One run of a tool in the project's folder.
+
+    command: words, the tool first.   makes: the file, relative to the folder, without which the step has failed.
+    """
+
+    command: tuple[str, ...]
+    makes: str
+
+
 @runtime_checkable
 class HardwareSources(Protocol):
-    """Optional on a driver: the sources that `hetrun build` and `hetrun explore` work on."""
+    """Optional on a driver: the project that `hetrun build` writes and makes hardware from."""
 
     def sources(self) -> Mapping[str, str]:
-        """File name -> text."""
+        """File name, relative to the project's folder -> text."""
+
+    def steps(self) -> Sequence[BuildStep]:
+        """What makes hardware of them, in order."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of resource that a design takes of a part.   basis: of `used`, as costs have it."""
+
+    used: float
+    capacity: float
+    basis: Basis
+
+    @property
+    def share(self) -> float:
+        return self.used / self.capacity
+
+
+@dataclass(frozen=True)
+class DesignPoint:
+    """A design that could be built.
+
+    info: the device that it would be, for the driver's own `estimate`; its model has "watts", the whole system's power
+    while the device works, so that joules of a plan are those of the system.   fits: within what the driver fills.
+    pass_tokens: rows that share a pass over the weights, which is what a step of prefill is given.
+    """
+
+    parameters: Mapping[str, int]
+    info: DeviceInfo
+    resources: Mapping[str, Resource]
+    fits: bool
+    pass_tokens: int
+
+
+@runtime_checkable
+class DesignSpace(Protocol):
+    """Optional on a driver: the designs that `hetrun explore` sweeps."""
+
+    @property
+    def host_profile(self) -> str:
+        """The device beside it, an id such as "model:cortex-a9"."""
+
+    def axes(self) -> Mapping[str, Sequence[int]]:
+        """Values of each parameter that a sweep takes where it is told no others."""
+
+    def design(self, parameters: Mapping[str, int]) -> DesignPoint:
+        """The point with a value for each axis. UsageError for one that cannot be."""
 
 
 def roofline(op: Op, workload: Workload, info: DeviceInfo, basis: Basis) -> Cost:

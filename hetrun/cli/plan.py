@@ -121,7 +121,7 @@ def command(
     choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx, attention=attention)
     if loaded and not devices and not system:
         choice = replace(choice, devices=tuple(dict.fromkeys((*loaded.devices, *loaded.used_devices))))
-    name, header = _header(model, shape, quant)
+    name, header = read_header(model, shape, quant)
     registry = Registry.load()
     graph = api.graph_of(header, graph_options(choice), registry)
     found = planned_devices(choice, registry)
@@ -211,7 +211,7 @@ def _remedy(error: PlacementError, outcomes: Sequence[Outcome]) -> str:
     return f"planned, each of these would do: {listed}; or {error.remedy}"
 
 
-def _header(model: str | None, shape: str | None, quant: str | None) -> tuple[str, Shape]:
+def read_header(model: str | None, shape: str | None, quant: str | None) -> tuple[str, Shape]:
     """(name, header) of the file or the shape."""
     from hetrun.model.catalog import resolve_model
     from hetrun.model.gguf_file import ModelFile

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_PYNQ_ABI 2
+#define HETRUN_PYNQ_ABI 3
 
 uint32_t hetrun_pynq_abi(void);
 
@@ -82,6 +82,18 @@ typedef struct {
     uint64_t cycles, busy_cycles, memory_stalls, lane_stalls, n_descriptors;
 } hetrun_pynq_timing;
 void hetrun_pynq_matmul_timing(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, hetrun_pynq_timing* timing);
+
+// A design that may differ from the one of hls/engine.h. clock_hz to 1 GHz; burst_words: a multiple of 2; rows: of a tile, 4, 8 or 16;
+// ddr_permille: of the pins' rate that two ports sustain, 500 to 850.
+typedef struct {
+    uint32_t clock_hz, lanes, ports, fifo_words, outstanding, burst_words, tokens, rows, ddr_permille;
+} hetrun_pynq_design;
+#define HETRUN_PYNQ_DDR_PERMILLE 750  // what the memory's constants are calibrated to (UG585 section 22.3)
+
+// The design of hls/engine.h.
+void hetrun_pynq_header_design(hetrun_pynq_design* design);
+void hetrun_pynq_design_timing(const hetrun_pynq_design* design, uint32_t format, uint32_t n_rows, uint32_t n_columns,
+                               uint32_t n_tokens, hetrun_pynq_timing* timing);
 
 // The same of the published design (timing/secda.h). block_words: 32-bit words of a super-block; copied: 1 where the weights lie
 // beyond the CMA window. Times in seconds, at clock_hz.

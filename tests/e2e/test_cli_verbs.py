@@ -19,7 +19,10 @@ from models import CHAT_TEMPLATE, tiny_llama
 
 import hetrun as package
 
-VERBS = ("generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan", "calibrate", "bench")
+VERBS = (
+    "generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan", "calibrate", "bench", "profile",
+    "explore", "build",
+)  # fmt: skip
 TEXT = "the ring and the king is on it, in the inn of the north and the south"
 
 

@@ -1,4 +1,6 @@
 // A matmul through the timing models.
+#include <algorithm>
+
 #include "../hls/formats.h"
 #include "hetrun_pynq_z1.h"
 #include "secda.h"
@@ -8,12 +10,46 @@ using namespace hetrun::pynq;
 
 namespace {
 
+constexpr int64_t kFloatAddCycles = 8;  // analytic: PG060's adder in DSP slices, pipelined for a -1 part; an assumption
+
 void add(const Timing& t, hetrun_pynq_timing& to) {
     to.cycles += static_cast<uint64_t>(t.cycles);
     to.busy_cycles += static_cast<uint64_t>(t.busy_cycles);
     to.memory_stalls += static_cast<uint64_t>(t.memory_stalls);
     to.lane_stalls += static_cast<uint64_t>(t.lane_stalls);
     to.n_descriptors += 1;
+}
+
+// The overhead of a burst by which weights get this share of the pins' rate: what refresh and the processor's lines leave, less
+// row misses. Only its differences are used, since rows that these close are not in it.
+double burst_overhead_ps(const BoardTiming& board, double burst_bytes, double share) {
+    const double data = burst_bytes * static_cast<double>(board.dram_byte_fs) / 1000, miss = static_cast<double>(board.dram_row_miss_ps);
+    const double lines_per_ps = static_cast<double>(board.processor_bytes_per_s) / board.processor_line_bytes * 1e-12;
+    const double line = board.processor_line_bytes * static_cast<double>(board.dram_byte_fs) / 1000 + miss;
+    const double refresh = static_cast<double>(board.refresh_ps) / static_cast<double>(board.refresh_interval_ps);
+    const double left = data * (1 - refresh - lines_per_ps * line), taken = data + miss * burst_bytes / board.dram_row_bytes;
+    return (left - share * taken) / (share + lines_per_ps * data);
+}
+
+BoardTiming board_of(const hetrun_pynq_design& design) {
+    BoardTiming board = board_timing();
+    board.clock_ps = 1'000'000'000'000 / design.clock_hz;
+    if (design.ddr_permille != HETRUN_PYNQ_DDR_PERMILLE) {
+        const auto overhead = [&](uint32_t permille) { return burst_overhead_ps(board, design.burst_words * 8, permille / 1000.0); };
+        const double more = overhead(design.ddr_permille) - overhead(HETRUN_PYNQ_DDR_PERMILLE);
+        board.dram_burst_ps = std::max<int64_t>(0, board.dram_burst_ps + static_cast<int64_t>(more));
+    }
+    return board;
+}
+
+EngineTiming engine_of(const hetrun_pynq_design& design) {
+    EngineTiming engine = engine_timing();
+    engine.lanes = design.lanes;
+    engine.ports = design.ports;
+    engine.fifo_words = design.fifo_words;
+    engine.outstanding = design.outstanding;
+    engine.burst_words = design.burst_words;
+    return engine;
 }
 
 }  // namespace
@@ -35,21 +71,51 @@ Work hetrun::pynq::work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, 
             (scales + 1) / 2};
 }
 
+void hetrun_pynq_header_design(hetrun_pynq_design* design) {
+    const EngineTiming engine = engine_timing();
+    *design = {HETRUN_PYNQ_CLOCK_HZ, engine.lanes,       engine.ports,          engine.fifo_words,       engine.outstanding,
+               engine.burst_words,   HETRUN_PYNQ_TOKENS, HETRUN_PYNQ_TILE_ROWS, HETRUN_PYNQ_DDR_PERMILLE};
+}
+
 void hetrun_pynq_matmul_timing(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, hetrun_pynq_timing* timing) {
+    hetrun_pynq_design design;
+    hetrun_pynq_header_design(&design);
+    hetrun_pynq_design_timing(&design, format, n_rows, n_columns, n_tokens, timing);
+}
+
+void hetrun_pynq_design_timing(const hetrun_pynq_design* design, uint32_t format, uint32_t n_rows, uint32_t n_columns,
+                               uint32_t n_tokens, hetrun_pynq_timing* timing) {
     *timing = {};
     if (format >= HETRUN_PYNQ_FORMATS) return;
+    const BoardTiming board = board_of(*design);
+    const EngineTiming engine = engine_of(*design);
     const Format& f = kFormats[format];
     const uint32_t columns = static_cast<uint32_t>(chunk_columns(f)), n_chunks = (n_columns + columns - 1) / columns;
+    // A row's sum is read again after a tile: the tile cannot be faster than the additions that lie between.
+    const int64_t tile_cycles = kFloatAddCycles * (f.minimum ? 2 : 1);
     uint32_t address = 1u << 24;
     for (uint32_t first = 0; first < n_rows; first += HETRUN_PYNQ_MAX_ROWS) {
         const uint32_t rows = n_rows - first < HETRUN_PYNQ_MAX_ROWS ? n_rows - first : HETRUN_PYNQ_MAX_ROWS;
-        const uint32_t n_tiles = (rows + kTileRows - 1) / kTileRows * n_chunks;
-        for (uint32_t t = 0; t < n_tokens; t += HETRUN_PYNQ_TOKENS) {
-            const uint32_t tokens = n_tokens - t < HETRUN_PYNQ_TOKENS ? n_tokens - t : HETRUN_PYNQ_TOKENS;
-            const Work work = work_of(format, (rows + kTileRows - 1) / kTileRows * kTileRows, n_chunks, tokens, address);
-            add(simulate(board_timing(), engine_timing(), work), *timing);
+        // Whole tiles of either height.
+        const uint32_t height = std::max(design->rows, static_cast<uint32_t>(kTileRows));
+        const uint32_t padded = (rows + height - 1) / height * height, n_tiles = padded / design->rows * n_chunks;
+        uint32_t n_words = 0;
+        for (uint32_t t = 0; t < n_tokens; t += design->tokens) {
+            const uint32_t tokens = n_tokens - t < design->tokens ? n_tokens - t : design->tokens;
+            Work work = work_of(format, padded, n_chunks, tokens, address);
+            // Headers and codes of a tile grow with its rows.
+            work.header_words = work.header_words * design->rows / kTileRows;
+            work.tile_words = work.tile_words * design->rows / kTileRows;
+            n_words = work.n_words;
+            Timing found = simulate(board, engine, work);
+            const int64_t waits = n_tiles * tile_cycles - found.cycles;
+            if (waits > 0) {
+                found.cycles += waits;
+                found.lane_stalls += waits;
+            }
+            add(found, *timing);
         }
-        address += n_tiles * static_cast<uint32_t>(tile_words(f)) * 8;
+        address += n_words * 8;
     }
 }
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from hetrun.device import (
     API_VERSION,
     COMMON_SETTINGS,
+    BuildStep,
     Cost,
+    DesignPoint,
     Device,
     DeviceInfo,
     MemorySpace,
@@ -21,12 +23,12 @@ from hetrun.device import (
 )
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.ops import MatMul, Op
-from hetrun_pynq_z1 import native
+from hetrun_pynq_z1 import designs, native, project
 from hetrun_pynq_z1.cma import cma_bytes
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.program import SPACE, compile_segment, refusal, stream_bytes
 from hetrun_pynq_z1.pynq_board import TIMEOUT_S, BoardSettings, PynqBoard, absence
-from hetrun_pynq_z1.timing import BASIS, matmul_seconds
+from hetrun_pynq_z1.timing import BASIS, Design, matmul_seconds
 
 BOARD, CSIM = "pynq-z1:0", "pynq-z1:csim"
 SETTINGS = ("memory_bytes", "overlay", "clock_mhz", "cma_bytes", "timeout_s")
@@ -125,15 +127,31 @@ class PynqZ1Driver:
         if reason or not isinstance(op, MatMul):
             return Unsupported(str(reason))
         resident = {(info.spaces[0].name, op.weight.name): stream_bytes(op.weight)}
-        seconds = matmul_seconds(op, workload.rows(op.output.rows))
-        if isinstance(info, BoardInfo):
-            # An upper bound for a slower fabric: memory does not slow down with it.
-            seconds *= max(1.0, definition().numbers["CLOCK_HZ"] / info.model["clock_hz"])
-        return Cost(seconds, BASIS, resident=resident)
+        seconds = matmul_seconds(op, workload.rows(op.output.rows), Design.of(info.model))
+        watts = info.model.get("watts")
+        return Cost(seconds, BASIS, joules=None if watts is None else seconds * watts, resident=resident)
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
         """DeviceError where an op is one that `estimate` refuses."""
         return compile_segment(segment, info.spaces[0].name)
+
+    def sources(self) -> Mapping[str, str]:
+        """The Vitis HLS and Vivado project."""
+        return project.sources()
+
+    def steps(self) -> Sequence[BuildStep]:
+        return project.steps()
+
+    @property
+    def host_profile(self) -> str:
+        return designs.HOST_PROFILE
+
+    def axes(self) -> Mapping[str, Sequence[int]]:
+        return designs.AXES
+
+    def design(self, parameters: Mapping[str, int]) -> DesignPoint:
+        """The engine with these parameters, for planning only."""
+        return designs.design_point(parameters, MEMORY_BYTES, Cost(LAUNCH_S, LAUNCH_BASIS))
 
     def open(self, info: DeviceInfo) -> Device:
         if info.unavailable:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hetrun.errors import DeviceError, HetrunError
 
-ABI = 2
+ABI = 3
 LIBRARY = "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so"
 
 READ = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)
@@ -77,6 +77,22 @@ class Timing(ctypes.Structure):
     ]
 
 
+class Design(ctypes.Structure):
+    """Parameters of a timing."""
+
+    _fields_ = [
+        ("clock_hz", ctypes.c_uint32),
+        ("lanes", ctypes.c_uint32),
+        ("ports", ctypes.c_uint32),
+        ("fifo_words", ctypes.c_uint32),
+        ("outstanding", ctypes.c_uint32),
+        ("burst_words", ctypes.c_uint32),
+        ("tokens", ctypes.c_uint32),
+        ("rows", ctypes.c_uint32),
+        ("ddr_permille", ctypes.c_uint32),
+    ]
+
+
 class SecdaTiming(ctypes.Structure):
     """Of a matmul, by the model of the published design."""
 
@@ -129,6 +145,8 @@ def library() -> ctypes.CDLL:
             [seam, window, matmuls, u32, inputs, u32, u32, u32, ctypes.c_double, ctypes.POINTER(Report)],
         ),
         "hetrun_pynq_matmul_timing": (None, [u32, u32, u32, u32, ctypes.POINTER(Timing)]),
+        "hetrun_pynq_header_design": (None, [ctypes.POINTER(Design)]),
+        "hetrun_pynq_design_timing": (None, [ctypes.POINTER(Design), u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_secda_matmul": (None, [u32, u32, u32, u32, u32, u32, ctypes.POINTER(SecdaTiming)]),
         "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
         "hetrun_pynq_csim_destroy": (None, [pointer]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 
 from hetrun.ops import MatMul
@@ -12,19 +14,67 @@ from hetrun_pynq_z1.definition import definition
 BASIS = "simulated:pynq-z1 cycle model"
 
 
+@dataclass(frozen=True)
+class Design:
+    """What the cycle model needs to know of an engine and its board.
+
+    fifo_words: 64-bit words that each read master holds.   outstanding: bursts that each has under way.   tokens: of a
+    pass over the weights.   rows: of a tile, which are in flight.   ddr_permille: of the pins' rate that two ports
+    sustain, 500 to 850; 750 is what UG585 section 22.3 gives.
+    """
+
+    clock_hz: int
+    lanes: int
+    ports: int
+    fifo_words: int
+    outstanding: int
+    burst_words: int
+    tokens: int
+    rows: int
+    ddr_permille: int
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, float]) -> Design:
+        """The header's design, with the fields that `numbers` has."""
+        known = {f.name: int(numbers[f.name]) for f in fields(cls) if numbers.get(f.name, 0) >= 1}
+        return replace(header_design(), **known)
+
+    def native(self) -> native.Design:
+        return native.Design(*astuple(self))
+
+
 @cache
-def matmul_cycles(format_number: int, n_rows: int, n_columns: int, n_tokens: int) -> native.Timing:
+def header_design() -> Design:
+    """The design that hls/engine.h describes."""
+    found = native.Design()
+    native.library().hetrun_pynq_header_design(ctypes.byref(found))
+    return Design(*(getattr(found, f.name) for f in fields(Design)))
+
+
+@cache
+def matmul_cycles(
+    format_number: int, n_rows: int, n_columns: int, n_tokens: int, design: Design | None = None
+) -> native.Timing:
     """Cycles of the fabric for one matmul, from an idle engine on, all its descriptors."""
     timing = native.Timing()
-    native.library().hetrun_pynq_matmul_timing(format_number, n_rows, n_columns, n_tokens, ctypes.byref(timing))
+    native.library().hetrun_pynq_design_timing(
+        ctypes.byref((design or header_design()).native()),
+        format_number,
+        n_rows,
+        n_columns,
+        n_tokens,
+        ctypes.byref(timing),
+    )
     return timing
 
 
-def matmul_seconds(op: MatMul, n_tokens: int) -> float:
+def matmul_seconds(op: MatMul, n_tokens: int, design: Design | None = None) -> float:
     """Time in the fabric; starting the engine is apart."""
-    known = definition()
-    timing = matmul_cycles(known.formats[op.weight.type.name], *op.weight.shape, n_tokens)
-    return float(timing.cycles) / known.numbers["CLOCK_HZ"]
+    design = design or header_design()
+    number = definition().formats[op.weight.type.name]
+    # One pass is the same for every size of passes: designs of a sweep share it.
+    key = replace(design, tokens=n_tokens) if n_tokens <= design.tokens else design
+    return float(matmul_cycles(number, *op.weight.shape, n_tokens, key).cycles) / design.clock_hz
 
 
 @cache
