@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_PYNQ_ABI 2
+#define HETRUN_PYNQ_ABI 3
 
 uint32_t hetrun_pynq_abi(void);
 

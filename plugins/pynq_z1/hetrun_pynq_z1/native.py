@@ -9,7 +9,7 @@ from typing import Any
 
 from hetrun.errors import DeviceError, HetrunError
 
-ABI = 2
+ABI = 3
 LIBRARY = "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so"
 
 READ = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)
