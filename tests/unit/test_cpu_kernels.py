@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import numpy as np
 import pytest
@@ -183,8 +184,12 @@ def test_rows_of_any_bytes_are_what_gguf_reads(type_name: str, isa: str) -> None
     with Rig([Embedding("y", w)], isa=isa, weights={"w": raw}, max_tokens=600) as rig:
         got = rig.run(Batch.of(range(600), range(600), [0] * 600, []))
     with np.errstate(invalid="ignore", over="ignore"):
-        want = values_of(w, raw)
-    np.testing.assert_array_equal(got, want.astype(np.float32))
+        want = values_of(w, raw).astype(np.float32)
+    if isa == "neon" and sys.maxsize < 1 << 32:
+        # NEON of 32-bit ARM takes subnormal scales for zero; codes go up to 12.
+        vanished = (got == 0) & (np.abs(want) < 12 * np.finfo(np.float32).tiny)
+        want[vanished] = got[vanished]
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("isa", ISAS)
