@@ -237,17 +237,16 @@ class Bench:
             if past + n_tokens > N_CTX:
                 continue
             if past:
-                self._fill(case, past)
+                self._fill(case, past, bound)
             batch, workload = _batch(n_tokens, past), Workload(n_tokens, past)
             yield Case(case.pattern, case.ops, case.executable, batch, workload, case.run_s)
 
-    def _fill(self, case: Case, past: int) -> None:
+    def _fill(self, case: Case, past: int, bound: _Bound) -> None:
         """Writes the keys and values that the batch is to see; a device may rely on positions without gaps."""
-        n_tokens = case.workload.n_tokens
-        if n_tokens < 64:
-            return  # the caches are shared with the longer programs and hold numbers either way
-        for start in range(0, past, n_tokens):
-            case.executable.run(_batch(min(n_tokens, past - start), start))
+        begin = max((n for ops, n in bound.filled.items() if ops >= len(case.ops)), default=0)
+        for start in range(begin, past, case.workload.n_tokens):
+            case.executable.run(_batch(min(case.workload.n_tokens, past - start), start))
+        bound.filled[len(case.ops)] = max(begin, past)
         self.device.synchronize()
 
     def _time(self, case: Case) -> float:
@@ -321,11 +320,15 @@ class Bench:
 
 @dataclass(frozen=True)
 class _Bound:
-    """What the programs of a pattern share.   most: repetitions that there are weights for."""
+    """What the programs of a pattern share.   most: repetitions that there are weights for.
+
+    filled: tokens in the caches that a program of so many ops uses.
+    """
 
     most: int
     weights: Mapping[str, memoryview]
     states: Mapping[str, State]
+    filled: dict[int, int] = field(default_factory=dict)
 
 
 def _most_bytes(info: DeviceInfo) -> int:
