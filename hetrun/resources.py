@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hetrun.errors import HetrunError
+from hetrun.errors import DeviceError, HetrunError
+
+if TYPE_CHECKING:
+    import ctypes
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CONFIGS = "hetrun/configs/"
@@ -54,6 +58,30 @@ def xdg_dir(variable: str, default: str) -> Path:
     """
     named = os.environ.get(variable, "")
     return Path(named) if os.path.isabs(named) else Path.home() / default
+
+
+def load_library(relative: str, variable: str, abi_function: str, abi: int) -> ctypes.CDLL:
+    """A native library of a plugin.
+
+    relative: as resource_path takes it.   variable: of the environment, which may name another build.
+    abi_function: of the library, gives its version, which must be `abi`.
+    HetrunError where it is not installed, DeviceError where it does not load or has another ABI.
+    """
+    import ctypes
+
+    path = os.environ.get(variable)
+    if path is None:
+        path = str(resource_path(relative))
+    try:
+        library = ctypes.CDLL(path)
+        version = getattr(library, abi_function)()
+    except (OSError, AttributeError) as error:
+        raise DeviceError(
+            f"{path} does not load: {error}", remedy="reinstall hetrun, or rebuild it with make"
+        ) from error
+    if version != abi:
+        raise DeviceError(f"{path} has ABI {version}, this hetrun needs {abi}", remedy="reinstall hetrun")
+    return library
 
 
 def _installed_path(relative: str) -> Path | None:

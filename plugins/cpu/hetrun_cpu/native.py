@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 from typing import Any
 
 from hetrun.errors import AllocationError, DeviceError, HetrunError
+from hetrun.resources import load_library
 
 ABI = 3
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
@@ -75,20 +75,7 @@ def library() -> ctypes.CDLL:
 
     HETRUN_CPU_LIBRARY in the environment names another build of it.
     """
-    path = os.environ.get("HETRUN_CPU_LIBRARY")
-    if path is None:
-        from hetrun.resources import resource_path
-
-        path = str(resource_path(LIBRARY))
-    try:
-        lib = ctypes.CDLL(path)
-        version = lib.hetrun_cpu_abi()
-    except (OSError, AttributeError) as error:
-        raise DeviceError(
-            f"{path} does not load: {error}", remedy="reinstall hetrun, or rebuild it with make"
-        ) from error
-    if version != ABI:
-        raise DeviceError(f"{path} has ABI {version}, this hetrun needs {ABI}", remedy="reinstall hetrun")
+    lib = load_library(LIBRARY, "HETRUN_CPU_LIBRARY", "hetrun_cpu_abi", ABI)
     u32, u64, i32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32
     pointer, out = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
     prototypes: dict[str, tuple[Any, list[Any]]] = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 from typing import Any
 
-from hetrun.errors import DeviceError, HetrunError
+from hetrun.errors import HetrunError
+from hetrun.resources import load_library
 
 ABI = 3
 LIBRARY = "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so"
@@ -118,20 +118,7 @@ def library() -> ctypes.CDLL:
 
     HETRUN_PYNQ_Z1_LIBRARY in the environment names another build of it.
     """
-    path = os.environ.get("HETRUN_PYNQ_Z1_LIBRARY")
-    if path is None:
-        from hetrun.resources import resource_path
-
-        path = str(resource_path(LIBRARY))
-    try:
-        lib = ctypes.CDLL(path)
-        version = lib.hetrun_pynq_abi()
-    except (OSError, AttributeError) as error:
-        raise DeviceError(
-            f"{path} does not load: {error}", remedy="reinstall hetrun, or rebuild it with make"
-        ) from error
-    if version != ABI:
-        raise DeviceError(f"{path} has ABI {version}, this hetrun needs {ABI}", remedy="reinstall hetrun")
+    lib = load_library(LIBRARY, "HETRUN_PYNQ_Z1_LIBRARY", "hetrun_pynq_abi", ABI)
     u32, u64, i32, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p
     matmuls, inputs = ctypes.POINTER(Matmul), ctypes.POINTER(Input)
     seam, window = ctypes.POINTER(Seam), ctypes.POINTER(Window)
