@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import performance_page
-from peer import HERE, PEER, SMOLLM2, Worker, ask_quietly, model_path, peer_python, say
+from peer import HERE, PEER, SMOLLM2, Worker, ask_quietly, known_file, model_path, peer_python, say
 
 from hetrun.errors import HetrunError
 
@@ -125,7 +125,7 @@ def page(old: str, part: str, rows: Sequence[Row], machine: dict[str, object]) -
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=SMOLLM2, help="a file of benchmarks/peer.py, or a GGUF file")
+    parser.add_argument("--model", type=known_file, default=SMOLLM2, help="a file of benchmarks/peer.py, or a GGUF file")
     parser.add_argument("--kv", nargs="+", default=["f16", "q8_0", "kv4", "window"], choices=[*PEER_TYPES, "window"])
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8160])
     parser.add_argument("--threads", type=int, default=2)

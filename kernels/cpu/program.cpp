@@ -328,4 +328,36 @@ int Program::allocate_scratch() {
     return HETRUN_OK;
 }
 
+int Program::check(const hetrun_batch& batch, uint64_t& detail) {
+    detail = 0;
+    if (batch.n_tokens > spec_.max_tokens || batch.n_outputs > spec_.max_outputs) return HETRUN_TOO_MANY_ROWS;
+    std::fill(chunks_.begin(), chunks_.end(), Chunk{0, 0});
+    for (size_t t = 0; t < batch.n_tokens; ++t) {
+        detail = t;
+        const int64_t token = batch.tokens[t], position = batch.positions[t], slot = batch.slots[t];
+        if (token < 0 || (n_vocab_ != 0 && static_cast<uint64_t>(token) >= n_vocab_)) return HETRUN_BAD_TOKEN;
+        if (position < 0) return HETRUN_BAD_POSITION;
+        if (slot < 0) return HETRUN_BAD_SLOT;
+        for (const State* state : states_) {
+            if (static_cast<uint64_t>(slot) >= state->spec().n_slots) return HETRUN_BAD_SLOT;
+            if (static_cast<uint64_t>(position) >= state->spec().n_ctx) return HETRUN_BAD_POSITION;
+        }
+        if (states_.empty()) continue;
+        Chunk& chunk = chunks_[static_cast<size_t>(slot)];
+        if (chunk.count == 0) chunk.first = position;
+        if (position != chunk.first + chunk.count) return HETRUN_BAD_POSITION;
+        ++chunk.count;
+        for (const State* state : states_) {
+            if (state->ring() && static_cast<uint64_t>(chunk.count) > state->spec().slack + 1) return HETRUN_CHUNK_TOO_LONG;
+        }
+    }
+    for (size_t i = 0; i < batch.n_outputs; ++i) {
+        detail = i;
+        const int64_t output = batch.outputs[i];
+        if (output < 0 || static_cast<uint64_t>(output) >= batch.n_tokens || (i > 0 && output <= batch.outputs[i - 1]))
+            return HETRUN_BAD_OUTPUT;
+    }
+    return HETRUN_OK;
+}
+
 }  // namespace hetrun::cpu

@@ -269,6 +269,21 @@ struct PackedQ6_K : SuperTraits {
     }
 };
 
+// Where the sums of one prepared row lie.
+struct RowSums {
+    const uint8_t* codes;
+    const float *scale, *sum32, *sum16;
+    const int32_t *neg32, *neg16;
+};
+
+template <class C>
+HETRUN_INLINE RowSums row_sums(const GemvArgs& g) {
+    const PreparedLayout& l = *g.layout;
+    const auto floats = [&](size_t offset) { return reinterpret_cast<const float*>(g.prepared + offset); };
+    const auto ints = [&](size_t offset) { return reinterpret_cast<const int32_t*>(g.prepared + offset); };
+    return {g.prepared, floats(l.scale), floats(C::kHalfSum ? l.half_sum32 : l.sum32), floats(l.sum16), ints(l.neg32), ints(l.neg16)};
+}
+
 // acc + codes * activations, four of each a lane, of codes that had 2^shift added. `negated`: of the activations' sum.
 template <bool Wide>
 HETRUN_INLINE Vi dot(Vi acc, Vi codes, Vi activations) {
