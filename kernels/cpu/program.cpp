@@ -320,6 +320,8 @@ int Program::allocate_scratch() {
     layout_ = {place(prepared), place(matmul), place(tile), place(row), place(queries), place(sums), place(attend), place(parts), 0};
     layout_.stride = round_up(end, 4096);
     chunks_.resize(n_slots);
+    claims_ = std::vector<Claims>(device_.pool->size());
+    ahead_ = std::vector<Ahead>(device_.pool->size());
     if (!scratch_.allocate(product(layout_.stride, device_.pool->size()))) return HETRUN_NO_MEMORY;
     for (size_t thread = 0; thread < device_.pool->size(); ++thread) {
         const uint8_t* own = scratch_.data() + thread * layout_.stride;

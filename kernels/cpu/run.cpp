@@ -34,6 +34,7 @@ Run::Run(Program& program, const hetrun_batch& batch, hetrun_report& report)
       k_(*program.device_.kernels),
       pool_(*program.device_.pool),
       batch_(batch),
+      turns_(program.turns_ += static_cast<uint32_t>(program.steps_.size())),
       step_times_(reinterpret_cast<double*>(static_cast<uintptr_t>(report.step_s))),
       began_s_(step_times_ ? now_s() : 0.0),
       began_(step_times_ ? ticks() : 0) {}
@@ -55,9 +56,10 @@ void Run::begin_timing(const Step& s) {
 
 void Run::walk(uint32_t thread) {
     const bool timing = thread == 0 && step_times_ != nullptr;
+    p_.ahead_[thread].clear();
     bool shared = false;  // the last PREPARE was shared out
     for (const Step& s : p_.steps_) {
-        if ((s.flags & HETRUN_BARRIER) || (shared && (s.flags & HETRUN_BARRIER_IF_SHARED))) pool_.barrier(thread);
+        if ((s.flags & HETRUN_BARRIER) || (shared && (s.flags & HETRUN_BARRIER_IF_SHARED))) pool_.barrier(thread, &p_.ahead_[thread]);
         if (timing) begin_timing(s);
         execute(s, thread);
         if (s.kind == HETRUN_PREPARE) shared = rows(*s.in[0]) > kPrivateRows && !s.fills_panels;

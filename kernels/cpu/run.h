@@ -18,10 +18,6 @@ public:
     void end_timing();
 
 private:
-    struct Range {
-        size_t begin, end;
-    };
-
     void begin_timing(const Step& s);
     void walk(uint32_t thread);
     void execute(const Step& s, uint32_t thread);
@@ -29,11 +25,12 @@ private:
     void rope_table(const Step& s, uint32_t thread);
     void prepare(const Step& s, uint32_t thread);
     void matmul(const Step& s, uint32_t thread);
+    void matmul_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread);
     void multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread,
                   float* out, size_t stride);
     void write_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, const float* tile, const float* up);
     void fill_panels(const Step& s, size_t first, size_t n_tokens, float* tile, const float* up);
-    void fetch_ahead(const Step& s, uint32_t thread) const;
+    void look_ahead(const Step& s, uint32_t thread);
     void norm(const Step& s, uint32_t thread);
     void rope(const Step& s, uint32_t thread);
     void kv_store(const Step& s, uint32_t thread);
@@ -57,6 +54,7 @@ private:
     const Kernels& k_;
     Pool& pool_;
     const hetrun_batch& batch_;
+    const uint32_t turns_;  // of matmuls: that of step 0
     double* const step_times_;  // ticks, in the end seconds, of each step; nullptr: steps are not timed
     const double began_s_;
     const uint64_t began_;

@@ -7,7 +7,7 @@ namespace hetrun::cpu {
 
 namespace {
 
-constexpr size_t kFetchAheadBytes = 8192;
+constexpr size_t kFetchAheadBytes = 8192, kAheadBytes = 128 << 10;
 
 // Rows lie so far apart that the hardware does not foresee them.
 constexpr size_t kEpilogueAhead = 8;
@@ -35,31 +35,44 @@ void Run::multiply(const WeightView& w, const Value& input, size_t first, size_t
 }
 
 void Run::matmul(const Step& s, uint32_t thread) {
-    const size_t n_tokens = rows(*s.out);
+    const size_t n_tokens = rows(*s.out), threads = pool_.active(), group = group_rows(n_tokens);
     if (n_tokens == 0) return;
-    const size_t group = group_rows(n_tokens);
-    const bool packed = s.weight[0]->packed || (s.weight[1] && s.weight[1]->packed);
-    float* tiles[2] = {reinterpret_cast<float*>(scratch(thread, p_.layout_.tile)), nullptr};
-    tiles[1] = tiles[0] + group * n_tokens;
-
-    const bool fills = s.fills_panels && n_tokens > kPrivateRows;
-    const Range r = share(s.out->width, thread, fills ? kGroupRows : packed ? kGroup : 4);
-    for (size_t first = r.begin; first < r.end; first += group) {
-        const size_t n_rows = std::min(group, r.end - first);
-        for (int i = 0; i < 2 && s.weight[i]; ++i) {
-            multiply(*s.weight[i], *s.in[0], first, n_rows, n_tokens, thread, tiles[i], group);
-            if (s.bias[i]) {
-                for (size_t t = 0; t < n_tokens; ++t)
-                    k_.add(tiles[i] + t * group, s.bias[i] + first, n_rows, tiles[i] + t * group);
-            }
-        }
-        if (fills) {
-            fill_panels(s, first, n_tokens, tiles[0], tiles[1]);
-        } else {
-            write_rows(s, first, n_rows, n_tokens, tiles[0], tiles[1]);
+    const bool alone = n_tokens <= kPrivateRows, packed = s.weight[0]->packed || (s.weight[1] && s.weight[1]->packed);
+    size_t unit = !alone ? kGroupRows : packed ? kGroup : 4;
+    while (s.out->width / unit > Claims::kMostUnits) unit *= 2;
+    const auto units_of = [&](Range r) { return (r.end - r.begin + unit - 1) / unit; };
+    const uint32_t turn = turns_ + static_cast<uint32_t>(&s - p_.steps_.data());
+    p_.claims_[thread].begin(turn, units_of(share(s.out->width, thread, unit)));
+    for (size_t i = 0; i < threads; ++i) {
+        const uint32_t owner = static_cast<uint32_t>((thread + i) % threads);
+        const Range theirs = share(s.out->width, owner, unit);
+        for (;;) {
+            const Range taken = p_.claims_[owner].take(turn, i == 0, std::max<size_t>(1, group / unit));
+            if (taken.begin == taken.end) break;
+            const size_t end = std::min(theirs.end, theirs.begin + taken.end * unit);
+            for (size_t first = theirs.begin + taken.begin * unit; first < end; first += group)
+                matmul_rows(s, first, std::min(group, end - first), n_tokens, thread);
         }
     }
-    if (n_tokens <= kPrivateRows) fetch_ahead(s, thread);
+    if (alone) look_ahead(s, thread);
+}
+
+// Rows [first, first + n_rows) of a matmul, group_rows(n_tokens) at most.
+void Run::matmul_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread) {
+    const size_t group = group_rows(n_tokens);
+    float* tiles[2] = {reinterpret_cast<float*>(scratch(thread, p_.layout_.tile)), nullptr};
+    tiles[1] = tiles[0] + group * n_tokens;
+    for (int i = 0; i < 2 && s.weight[i]; ++i) {
+        multiply(*s.weight[i], *s.in[0], first, n_rows, n_tokens, thread, tiles[i], group);
+        if (s.bias[i]) {
+            for (size_t t = 0; t < n_tokens; ++t) k_.add(tiles[i] + t * group, s.bias[i] + first, n_rows, tiles[i] + t * group);
+        }
+    }
+    if (s.fills_panels && n_tokens > kPrivateRows) {
+        fill_panels(s, first, n_tokens, tiles[0], tiles[1]);
+    } else {
+        write_rows(s, first, n_rows, n_tokens, tiles[0], tiles[1]);
+    }
 }
 
 // Rows [first, first + n_rows) of a matmul's result, from its tiles [n_tokens, group_rows(n_tokens)].
@@ -94,14 +107,20 @@ void Run::fill_panels(const Step& s, size_t first, size_t n_tokens, float* tile,
     }
 }
 
-// The start of the thread's share of the next matmul, on its way while threads wait for each other.
-void Run::fetch_ahead(const Step& s, uint32_t thread) const {
+// What the thread reads first of the next matmul, on its way while threads wait for each other.
+void Run::look_ahead(const Step& s, uint32_t thread) {
+    Ahead& ahead = p_.ahead_[thread];
+    ahead.clear();
     if (s.next_matmul == nullptr) return;
     const Range r = share(s.next_matmul->out->width, thread, kGroup);
+    const size_t n_groups = (r.end - r.begin + kGroup - 1) / kGroup;
+    const bool pair = s.next_matmul->weight[1] != nullptr;
     for (int i = 0; i < 2 && s.next_matmul->weight[i]; ++i) {
         const WeightView& w = *s.next_matmul->weight[i];
-        if (w.packed == nullptr || r.begin >= r.end) continue;
+        if (w.packed == nullptr || n_groups == 0) continue;
         const uint8_t* from = w.packed + r.begin / kGroup * w.group_bytes;
+        const size_t nbytes = w.group_bytes * (pair ? std::min(n_groups, kGroupRowsFew / kGroup) : n_groups);
+        ahead.add(from, std::min(nbytes, kAheadBytes));
         for (size_t at = 0; at < kFetchAheadBytes; at += 64) __builtin_prefetch(from + at);
     }
 }
