@@ -84,8 +84,16 @@ void Run::execute(const Step& s, uint32_t thread) {
 void Run::embed(const Step& s, uint32_t thread) {
     const WeightView& w = *s.weight[0];
     const Range r = share(rows(*s.out), thread);
-    for (size_t t = r.begin; t < r.end; ++t)
-        k_.types[w.type]->dequantize(w.row(static_cast<size_t>(batch_.tokens[t])), w.n_columns, s.out->row(t));
+    const TypeKernels& kernels = *k_.types[w.type];
+    for (size_t t = r.begin; t < r.end; ++t) {
+        const size_t row = static_cast<size_t>(batch_.tokens[t]);
+        // Where the rows are packed for a matmul too, the pages of the file stay out of memory: to map one takes longer than this.
+        if (w.packed) {
+            kernels.lookup(w.packed + row / kGroup * w.group_bytes, row % kGroup, w.n_columns, s.out->row(t));
+        } else {
+            kernels.dequantize(w.row(row), w.n_columns, s.out->row(t));
+        }
+    }
 }
 
 void Run::rope_table(const Step& s, uint32_t thread) {

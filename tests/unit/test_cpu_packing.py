@@ -44,8 +44,16 @@ def test_pages_of_a_file_go_back_and_come_again(mapped: tuple[Path, memoryview],
     ):
         assert resident_bytes(path) < 0.1 * W.nbytes
         np.testing.assert_array_equal(rig.run(tokens(2), x=x), copied.run(tokens(2), x=x))
-    with Rig([Embedding("y", table)], isa=isa, weights={"w": blocks}) as rig:
+    embedding = Embedding("y", table)
+    with Rig([embedding], isa=isa, weights={"w": blocks}) as rig:
         np.testing.assert_allclose(rig.run(tokens(5)), values_of(W, bytes(blocks))[:5], rtol=1e-6, atol=1e-7)
+        for _ in range(20):
+            rig.run(tokens(1))
+        assert resident_bytes(path) < 0.1 * W.nbytes
+    ops = [embedding, MatMul("z", embedding.output, table)]
+    with Rig(ops, (), [embedding.output], {"w": blocks}, isa=isa) as rig:
+        rig.run(tokens(5))
+        assert resident_bytes(path) < 0.1 * W.nbytes
 
 
 @pytest.mark.parametrize("isa", PACKED_ISAS)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hetrun_cpu.device import CpuDevice
 
 BASIS = "measured:cpu"
+ROWS_KEPT = 16
+"""Rows looked up in a file before their pages go back; the system maps up to 64 KB with each."""
 
 
 class BatchView:
@@ -37,8 +39,8 @@ class BatchView:
                 raise DeviceError(f"a batch must hold int32 vectors, not {vector.format!r} of {vector.ndim} dimensions")
         if not len(batch.tokens) == len(batch.positions) == len(batch.slots):
             raise DeviceError("the vectors of a batch differ in length")
-        self._pins = [native.Pinned(v) for v in vectors]
-        self.native = native.Batch(*(p.address for p in self._pins), len(batch.tokens), len(batch.outputs))
+        # The views keep the arrays where they are.
+        self.native = native.Batch(*(native.address_of(v) for v in vectors), len(batch.tokens), len(batch.outputs))
         self.reference = ctypes.byref(self.native)
 
 
@@ -54,6 +56,7 @@ class CpuExecutable:
         self._pins: list[native.Pinned] = []
         self._packed: Mapping[str, PackedWeight] = {}
         self._looked_up: list[Pages] = []
+        self._n_looked_up = 0
         self._ops = tuple(step.ops for step in program.steps)
         self._step_s = array("d", bytes(8 * len(self._ops)))
         self._dequantised: list[Dequantised] = []
@@ -81,9 +84,12 @@ class CpuExecutable:
         for name, packed in self._packed.items():
             multiplied[name].packed = packed.address
         for op in program.segment.ops:
-            if not isinstance(op, Embedding) or op.weight.type.name in DEQUANTISED_TYPES:
-                continue
-            if op.weight.name not in multiplied or multiplied[op.weight.name].packed:
+            # A table that a matmul reads too stands in memory anyway, packed or not.
+            if (
+                isinstance(op, Embedding)
+                and op.weight.name not in multiplied
+                and op.weight.type.name not in DEQUANTISED_TYPES
+            ):
                 self._looked_up += file_pages(weights[op.weight.name])
         spec = native.Spec(
             b"".join(pack(s, value_index, weight_index, state_index) for s in program.steps),
@@ -168,9 +174,17 @@ class CpuExecutable:
         status = native.library().hetrun_cpu_run(self._handle, view.reference, self._report_reference)
         if status:
             native.check(status, f"segment {self._name}", self._report.detail)
+        self._release_rows(batch.n_tokens)
+        device.record(self._event())
+
+    def _release_rows(self, n_tokens: int) -> None:
+        """Gives pages of looked up rows back, not at each token: threads wait while the system does it."""
+        self._n_looked_up += n_tokens
+        if self._n_looked_up < ROWS_KEPT:
+            return
+        self._n_looked_up = 0
         for pages in self._looked_up:
             pages.release()
-        device.record(self._event())
 
     def _event(self) -> RunEvent:
         if not self._report.step_s:
