@@ -53,7 +53,7 @@ def machine(threads: int, peer: str) -> dict[str, object]:
 def cells(row: Row) -> tuple[str, ...]:
     ratio = statistics.median(row.ratios)
     target = TARGETS.get(row.file, {}).get(row.test)
-    fraction = row.bandwidth_fraction
+    read, fraction = row.read_bytes_per_s, row.bandwidth_fraction
     verdict = "disturbed" if row.others > DISTURBED else "met" if target and ratio >= target else "not met"
     return (
         row.file,
@@ -64,7 +64,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{min(row.ratios):.2f}",
         f"{max(row.ratios):.2f}",
         "" if target is None else f"{target:.1f} {verdict}",
-        f"{statistics.median(row.read_bytes_per_s) / 1e9:.1f}",
+        "" if read is None else f"{read / 1e9:.1f}",
         "" if fraction is None else f"{fraction:.0%}",
         f"{row.others:.0%}",
     )
