@@ -72,7 +72,7 @@ class Law:
 
     def step_seconds(self, ops: Sequence[Op], workload: Workload) -> float:
         """Of one run, its launch included."""
-        footprint = footprint_bytes(ops)
+        footprint = footprint_bytes(ops, workload)
         return self.launch_s + sum(self.op_seconds(op, workload, footprint, again) for op, again in with_again(ops))
 
 

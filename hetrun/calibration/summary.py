@@ -24,6 +24,7 @@ def summary(calibration: Calibration) -> dict[str, Any]:
         "basis": calibration.basis,
         "launch_s": calibration.launch_s,
         "links": {name: vars(times) for name, times in calibration.links.items()},
+        "alike": dict(calibration.alike),
         "others": calibration.others,
         "disturbed": disturbed(calibration),
         "groups": [_group(calibration, name) for name in groups],

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetrun.calibration.table import Levels, Observation
-from hetrun.calibration.terms import BY_CONTEXT, BY_FOOTPRINT, visible_keys
+from hetrun.calibration.terms import KEYS, by_context, by_footprint, visible_keys
 from hetrun.measure.timing import LEVELS
 
 Prices = dict[int, dict[str, Levels]]
@@ -75,14 +75,16 @@ def _weight(observation: Observation) -> float:
 def _level(term: str, observation: Observation) -> int:
     """Where on its axis a term was timed, or 0 where its price has none.
 
-    Footprints are those of LEVELS, the nearest by ratio; with several tokens a weight is read once for all of them, and
-    where it comes from hardly matters.
+    Footprints are those of LEVELS, the nearest by ratio. Keys are in a cache or beyond it, by their own bytes: where
+    weights are many more, the time says little about keys.
     """
-    if term.endswith(BY_CONTEXT):
+    if by_context(term, observation.n_tokens):
         return max(1, round(visible_keys(observation.terms)))
-    if observation.n_tokens > 1 or not term.startswith(BY_FOOTPRINT):
+    if not by_footprint(term, observation.n_tokens):
         return 0
-    return min(LEVELS, key=lambda at: abs(math.log(max(observation.footprint, 1) / at)))
+    of_keys = term.endswith(KEYS)
+    footprint = observation.terms[term] if of_keys else float(observation.footprint)
+    return min(LEVELS[:2] if of_keys else LEVELS, key=lambda at: abs(math.log(max(footprint, 1) / at)))
 
 
 def nonnegative_least_squares(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

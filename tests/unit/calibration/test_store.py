@@ -91,7 +91,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytes": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not UTF-8 text"),
     "deep": (lambda p: p.write_text("[" * 100_000), "not a calibration"),
     "folder": (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
-    "format": (edited(lambda d: d.update(format=99)), "format 99, this hetrun has 1"),
+    "format": (edited(lambda d: d.update(format=99)), "format 99, this hetrun has 2"),
     "version": (edited(lambda d: d.update(version="0.0.1")), "made by hetrun 0.0.1, this is "),
     "foreign": (
         edited(lambda d: d.update(fingerprint="1234")),
