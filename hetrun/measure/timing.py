@@ -47,7 +47,7 @@ DISTURBED = math.log(1.12)
 """A probe that takes this much more or less time than usual, in logarithms, says that the machine is not as usual."""
 
 _NEAR = 2.5  # a repetition larger than this many times a level says nothing about the level
-_MOST_REPETITIONS = 600
+_MOST_REPETITIONS = 1400  # 256 MB of the smallest matrices that are timed, in 2 bits
 _MOST_RESIDENT_BYTES = 512_000_000
 _FEW_REPETITIONS = 8  # of patterns without weights, whose caches take memory
 
@@ -181,6 +181,7 @@ class Bench:
 
     def _repetitions(self, pattern: Pattern, n_tokens: int, repetition_s: float, most: int) -> list[int]:
         """How long programs are made: for every level of bytes where one token runs through them, else long enough."""
+        most = min(most, max(1, int(_SLOWEST_S / max(repetition_s, 1e-9))))
         if n_tokens == 1 and pattern.block_bytes:
             levels = self.effort.levels if pattern.at_footprints else self.effort.levels[:1]
             near = [level for level in levels if pattern.block_bytes < _NEAR * level] or levels[-1:]
@@ -188,8 +189,7 @@ class Bench:
         wanted = round(_RUN_S / max(repetition_s, 1e-7))
         if pattern.block_bytes:
             most = min(most, max(2, LEVELS[1] // pattern.block_bytes))
-        least = min(2, most) if repetition_s * 2 <= _SLOWEST_S else 1
-        return [max(least, min(most, wanted))]
+        return [max(min(2, most), min(most, wanted))]
 
     def _most(self, pattern: Pattern) -> int:
         if not pattern.repeatable:
@@ -248,10 +248,11 @@ class Bench:
         if wanted == 0:
             return bound
         with ExitStack() as stack:
-            chunk = min(wanted, _FILL_TOKENS)
-            # Attention over one chunk after the other takes 1, 3, 5, ... times as long as over the first.
-            each_s = self._repetition_s(pattern, chunk, bound) * math.ceil(wanted / chunk) ** 2
-            most = max(1, min(bound.most, int(_FILL_S / max(each_s, 1e-9))))
+            chunk, most = min(wanted, _FILL_TOKENS), bound.most
+            if not pattern.block_bytes:  # else there are as many as there are to be bytes of weights
+                # Attention over one chunk after the other takes 1, 3, 5, ... times as long as over the first.
+                each_s = self._repetition_s(pattern, chunk, bound) * math.ceil(wanted / chunk) ** 2
+                most = max(1, min(most, int(_FILL_S / max(each_s, 1e-9))))
             case = self._load(pattern, most, chunk, bound, stack)
             filled, started = 0, self.clock()
             while filled < wanted and self.clock() - started < _FILL_S:

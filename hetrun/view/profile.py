@@ -148,7 +148,7 @@ def error(value: float | None) -> Text:
     if value is None:
         return Text("")
     style = "green" if abs(value) <= 0.1 else "yellow" if abs(value) <= 0.3 else "red"
-    return Text(f"{100 * value:+.0f}%", style)
+    return Text(f"{round(100 * value):+d}%", style)  # rounded first, or little below zero would be -0%
 
 
 def bar(share: float) -> str:
