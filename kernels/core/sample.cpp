@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -113,4 +114,17 @@ int32_t hetrun_core_sample(const float* logits, int32_t n_vocab, const hetrun_sa
     if (left < 0.0) return candidates[i].id;
   }
   return candidates.back().id;
+}
+
+void hetrun_core_mask(const float* logits, int32_t n_vocab, const uint32_t* mask, int32_t n_bits, float* masked) {
+  constexpr float kNever = std::numeric_limits<float>::quiet_NaN();
+  std::fill(masked, masked + n_vocab, kNever);
+  const int32_t n = std::min(n_vocab, n_bits);
+  for (int32_t start = 0; start < n; start += 32) {
+    // Most words of a grammar's mask are 0 or all ones.
+    for (uint32_t bits = mask[start / 32]; bits != 0; bits &= bits - 1) {
+      const int32_t i = start + __builtin_ctz(bits);
+      if (i < n) masked[i] = logits[i];
+    }
+  }
 }
