@@ -40,7 +40,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._encoder: _Encoder | None = None
-        self._special_ids: list[int] | None = None
+        self._specials: list[tuple[int, str, int]] | None = None
         self.n_vocab = vocabulary.n_tokens
         self.bos_id = vocabulary.bos_id
         self.eos_id = vocabulary.eos_id
@@ -155,20 +155,23 @@ class Tokenizer:
 
     def begins_special(self, text: str) -> bool:
         """Whether a text for `encode(parse_special=True)` begins with a special token."""
-        return any(text.startswith(self._vocabulary.text(i)) for i in self._specials())
+        return any(text.startswith(token) for _, token, _ in self._listed_specials())
 
-    def _specials(self) -> list[int]:
-        if self._special_ids is None:
-            self._special_ids = self._vocabulary.special_ids()
-        return self._special_ids
+    def _listed_specials(self) -> list[tuple[int, str, int]]:
+        """(id, text, attributes) of each special token, in the order in which they are looked for: thousands in some
+        models.
+        """
+        if self._specials is None:
+            vocabulary = self._vocabulary
+            ids = vocabulary.special_ids()
+            self._specials = [(i, vocabulary.text(i), vocabulary.attributes(i)) for i in ids]
+        return self._specials
 
     def _fragments(self, text: str, parse_special: bool) -> list[str | int]:
         """The text cut at its special tokens, in which longer tokens go before shorter ones."""
         fragments: list[str | int] = [text] if text else []
-        for token_id in self._specials():
-            attributes = self._vocabulary.attributes(token_id)
-            token = self._vocabulary.text(token_id)
-            if (parse_special or not attributes & HIDDEN) and token in text:
+        for token_id, token, attributes in self._listed_specials():
+            if token in text and (parse_special or not attributes & HIDDEN):
                 fragments = [part for fragment in fragments for part in _cut(fragment, token, token_id, attributes)]
         return fragments
 
