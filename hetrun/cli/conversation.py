@@ -61,7 +61,7 @@ class Conversation:
         """Writes the conversation whole or not at all.   model: whose answers they are. UsageError where it cannot."""
         record = {"format": FORMAT, "version": VERSION, "model": model, "messages": self.messages}
         target = Path(path).expanduser()
-        part = target.with_name(f".{target.name}.part")
+        part = target.parent / f".{target.name}.part"
         try:
             try:
                 part.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -139,14 +139,15 @@ class Generation:
         sampler = Sampler(self.sampling, self.prompt)
         self.seed = sampler.seed
         constraint = self.constraint
-        prepare = constraint.prepare if constraint else None
+        # Where the best is taken it is rarely refused: then what else may come is found out when it is.
+        prepare = constraint.prepare if constraint and not sampler.takes_best else None
         started = self.clock()
         self.reused_tokens = self.session.reuse(self.prompt, self.slot)
         logits = self.session.feed(self.prompt[self.reused_tokens :], self.slot, prepare)
         self.prefill_s = self.clock() - started
         while True:
             started = self.clock()
-            token = sampler.choose(constraint.allowed(logits) if constraint else logits)
+            token = constraint.choose(sampler, logits) if constraint else sampler.choose(logits)
             ends = token in self.tokenizer.eog_ids
             if constraint and not ends:
                 constraint.accept(token)

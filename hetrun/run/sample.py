@@ -74,10 +74,25 @@ class Sampler:
         self._state = ctypes.c_uint64(self.seed & 0xFFFFFFFFFFFFFFFF)
         self._sample = _native_sample()
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether the most likely token is taken, and nothing drawn."""
+        return not self._settings.temperature > 0
+
     def choose(self, logits: memoryview[float]) -> int:
         """The next token from logits, float32 [n_vocab], writable memory. DeviceError where none of them is a
         number.
         """
+        token = self.draw(logits)
+        self.keep(token)
+        return token
+
+    def keep(self, token: int) -> None:
+        """Counts a token as chosen."""
+        self._recent.append(token)
+
+    def draw(self, logits: memoryview[float]) -> int:
+        """As `choose`, but the token is not counted yet."""
         recent = (ctypes.c_int32 * len(self._recent))(*self._recent)
         token = self._sample(
             ctypes.addressof(ctypes.c_float.from_buffer(logits)),
@@ -91,7 +106,6 @@ class Sampler:
             raise DeviceError(
                 "every logit is NaN", remedy='the model file or a device is faulty: "hetrun devices" checks each'
             )
-        self._recent.append(token)
         return int(token)
 
 

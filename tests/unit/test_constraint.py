@@ -214,3 +214,23 @@ print([m for m in ("llguidance", "hetrun.run.constraint", "numpy") if m in sys.m
     path = tiny_llama(tmp_path / "m.gguf")
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["object", "list", "either"])
+def test_looking_at_the_best_token_alone_changes_nothing(
+    model: hetrun.api.Model, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Greedy choice asks whether the best token may come; with the mask of all tokens it takes the same ones."""
+    settings: dict[str, Any] = {"json_schema": SCHEMAS[name], "max_tokens": 200, "repeat_penalty": 1.3}
+    quick = model.generate("x", **settings)
+    quick.finish()
+    choose = Constraint.choose
+
+    def with_mask(self: Constraint, sampler: Sampler, logits: memoryview) -> int:
+        self.prepare()
+        return choose(self, sampler, logits)
+
+    monkeypatch.setattr(Constraint, "choose", with_mask)
+    thorough = model.generate("x", **settings)
+    thorough.finish()
+    assert quick.tokens == thorough.tokens

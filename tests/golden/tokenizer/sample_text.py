@@ -149,11 +149,22 @@ def _run(chooser: random.Random) -> str:
 
 
 _EMOJI = (
-    "\U0001f600 \U0001f44d\U0001f3fd \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7 \u2764\ufe0f \U0001f9d1\u200d\U0001f680 "
-    "\U0001f3f4\U000e0067\U000e0062\U000e007f 1\ufe0f\u20e3 \U0001fae8 \u263a"
-).split()
+    "\U0001f600",
+    "\U0001f44d\U0001f3fd",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f1eb\U0001f1f7",
+    "\u2764\ufe0f",
+    "\U0001f9d1\u200d\U0001f680",
+    "\U0001f3f4\U000e0067\U000e0062\U000e007f",
+    "1\ufe0f\u20e3",
+    "\U0001fae8",
+    "\u263a",
+)
 _SPACES = (" ", "  ", "   ", "\n", "\n\n", "\t", " \n", "\r\n", "\u00a0", "\u3000", "\u200b", " " * 17, "\n    ")
-_CUT_SHORT = (b"\xe4", b"\xe4\xb8", b"\xf0\x9f", b"\xf0\x9f\x98", b"\xc3", b"\x80", b"\xbf\xbf", b"\xff", b"\xfe\xff", b"\xc0\xaf", b"\xf8")
+_BROKEN = (
+    b"\xe4", b"\xe4\xb8", b"\xf0\x9f", b"\xf0\x9f\x98", b"\xc3", b"\x80", b"\xbf\xbf", b"\xff", b"\xfe\xff",
+    b"\xc0\xaf", b"\xf8",
+)  # fmt: skip
 
 
 @cache
@@ -192,6 +203,6 @@ def mixed_strings(seed: int, count: int) -> list[bytes]:
         runs = [run() for _ in range(chooser.randint(1, 9))]
         if i % 8 == 7:
             for _ in range(chooser.randint(1, 3)):
-                runs.insert(chooser.randint(0, len(runs)), chooser.choice(_CUT_SHORT))
+                runs.insert(chooser.randint(0, len(runs)), chooser.choice(_BROKEN))
         texts.append(b"".join(runs))
     return texts
