@@ -83,7 +83,8 @@ def main() -> None:
             costs = [sum(pair[0]) / sum(pair[1]) - 1 for pair in samples]
             print(
                 f"{temperature:11g}  {args.tokens:6}  {held_s / args.tokens * 1e6:4.0f}"
-                f"  {free_s / args.tokens * 1e6:4.0f}  {held_s / free_s - 1:24.1%}  {min(costs):18.1%} {max(costs):6.1%}"
+                f"  {free_s / args.tokens * 1e6:4.0f}"
+                f"  {held_s / free_s - 1:24.1%}  {min(costs):18.1%} {max(costs):6.1%}"
             )
 
 
