@@ -5,9 +5,9 @@
     .venv/bin/python benchmarks/accuracy/compressed.py --write      also the tables of docs/compression.md
 
 Run it with the Python that has hetrun. Calibrated on docstrings of the standard library, measured on Python's language
-reference (pydoc's topics, as every_type.py has them): two texts that any Python has, of one kind; 0.2% of the runs of ten
-words in the one are in the other. Windows of 512 tokens from an empty context; attention in windows of 4096. What is made and measured stays in
-HETRUN_BENCH_CACHE (default ~/.cache/hetrun/benchmarks) under compressed: 1 GB.
+reference (pydoc's topics, as every_type.py has them): two texts that any Python has, of one kind; 0.2% of the runs of
+ten words in the one are in the other. Windows of 512 tokens from an empty context; attention in windows of 4096. What
+is made and measured stays in HETRUN_BENCH_CACHE (default ~/.cache/hetrun/benchmarks) under compressed: 1 GB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import json
 import math
 import os
 import re

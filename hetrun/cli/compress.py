@@ -23,34 +23,55 @@ if TYPE_CHECKING:
     short_help="Prune and quantise a model by a calibration text.",
     epilog=options.example(
         "hetrun compress --model smollm2-135m --calibration text.txt --out small.gguf",
-        "hetrun compress --model llama.gguf --calibration text.txt --out small.gguf --scheme w2s24 --keep 'output=q8_0'",
+        "hetrun compress --model llama.gguf --calibration text.txt --out small.gguf --scheme w2 --keep 'output=q8_0'",
     ),
 )
 @options.model
 @click.option(
-    "--calibration", "-c", required=True, metavar="FILE|-",
+    "--calibration",
+    "-c",
+    required=True,
+    metavar="FILE|-",
     help="Text of the kind that the model will see; - reads stdin. Not the text that it will be measured on.",
 )
 @click.option("--out", "-o", "output", required=True, metavar="FILE", help="The new GGUF file.")
 @click.option(
-    "--scheme", "schemes", multiple=True, metavar="[PATTERN=]SCHEME",
+    "--scheme",
+    "schemes",
+    multiple=True,
+    metavar="[PATTERN=]SCHEME",
     help="w2s24 (2:4 pruned, 2 bits; the default), w2 (2 bits) or s24 (2:4 pruned, in Q8_0), for all matrices of the "
     "layers or those of that name; repeatable, the last that matches counts.",
 )
 @click.option(
-    "--keep", "keeps", multiple=True, metavar="PATTERN[=TYPE]",
+    "--keep",
+    "keeps",
+    multiple=True,
+    metavar="PATTERN[=TYPE]",
     help="Leave these tensors as they are, or store them in a type such as q8_0; repeatable.",
 )
 @click.option(
-    "--method", type=click.Choice(("sparsegpt", "wanda")), default="sparsegpt", show_default=True,
+    "--method",
+    type=click.Choice(("sparsegpt", "wanda")),
+    default="sparsegpt",
+    show_default=True,
     help="sparsegpt: later weights make up for what earlier ones lost. wanda: faster, worse.",
 )
 @click.option(
-    "--tokens", type=click.IntRange(min=1), default=16384, show_default=True, metavar="N",
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=16384,
+    show_default=True,
+    metavar="N",
     help="Tokens of the calibration text to use, at most.",
 )
 @click.option(
-    "--ctx", "n_ctx", type=click.IntRange(min=2), default=512, show_default=True, metavar="N",
+    "--ctx",
+    "n_ctx",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    metavar="N",
     help="Tokens that are run together.",
 )
 @click.option("--force", is_flag=True, help="Replace --out where it exists.")
@@ -78,8 +99,8 @@ def command(model: str, calibration: str, output: str, schemes: tuple[str, ...],
     print(result.path)
     mean = statistics.fmean(result.errors.values()) if result.errors else 0.0
     print(
-        f"[{result.source_bytes / 1e6:.1f} MB -> {result.nbytes / 1e6:.1f} MB in {seconds:.0f} s, {result.tokens} tokens "
-        f"of calibration, mean error of a matrix's output {mean:.1%}]",
+        f"[{result.source_bytes / 1e6:.1f} MB -> {result.nbytes / 1e6:.1f} MB in {seconds:.0f} s, "
+        f"{result.tokens} tokens of calibration, mean error of a matrix's output {mean:.1%}]",
         file=sys.stderr,
     )
 

@@ -30,7 +30,9 @@ SCHEMES: Mapping[str, Scheme] = {
     for s in (
         Scheme("w2s24", True, True, "W2S24", "2:4 pruned, 2 bits, groups of 64: 2.00 bits a weight"),
         Scheme("w2", False, True, "W2", "2 bits, groups of 64, nothing pruned: 2.25 bits a weight"),
-        Scheme("s24", True, False, "Q8_0", "2:4 pruned and kept in Q8_0, to see what pruning alone does: saves no bytes"),
+        Scheme(
+            "s24", True, False, "Q8_0", "2:4 pruned and kept in Q8_0, to see what pruning alone does: saves no bytes"
+        ),
     )
 }
 

@@ -1,5 +1,5 @@
-"""The calibration text through the model, op by op, all tokens at once: what each matmul reads can be looked at, and its
-weight replaced, before it runs. So every layer sees what the compressed layers before it make.
+"""The calibration text through the model, op by op, all tokens at once: what each matmul reads can be looked at, and
+its weight replaced, before it runs. So every layer sees what the compressed layers before it make.
 
 Ops mean what the reference says they mean, in float32; attention alone has its own form here, a window at a time, as
 the reference's goes token by token.
@@ -45,7 +45,7 @@ def run(graph: Graph, windows: Sequence[Sequence[int]], fetch: Fetch, before: Be
         if op is last:
             return
         if isinstance(op, Attention):
-            values[op.name] = attention(op, *(values[v.name] for v in (op.q, op.k, op.v)), length)
+            values[op.name] = attention(op, values[op.q.name], values[op.k.name], values[op.v.name], length)
         else:
             values[op.name] = evaluate(op, Inputs(batch, values, {w.name: fetch(w) for w in op.weights}, {}))
         for value in op.inputs:
@@ -55,7 +55,7 @@ def run(graph: Graph, windows: Sequence[Sequence[int]], fetch: Fetch, before: Be
 
 
 def attention(op: Attention, q: Array, k: Array, v: Array, length: int) -> Array:
-    """softmax(scale * q K^T) V over the visible keys of each window of `length` tokens.   q: [n_tokens, n_heads * dim]."""
+    """softmax(scale * q K^T) V over the visible keys of each window of `length` tokens.   q: [n_tokens, width]."""
     kv = op.kv
     positions = np.arange(length)
     query, key = positions[:, None], positions[None, :]

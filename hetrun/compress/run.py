@@ -58,7 +58,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Result:
-    """tensors: in file order.   tokens: of the calibration text that were used.   errors: by name, of the compressed."""
+    """tensors: in file order.   tokens: of the calibration text that were used.   errors: by name, of what changed.
+
+    resumed: tensors that an earlier run had finished.
+    """
 
     path: Path
     nbytes: int
@@ -238,14 +241,13 @@ class _Run:
         found = self._gram[1] if self._gram[0] == name else None
         if found is None:
             with np.errstate(all="ignore"):
-                values = x.T @ x
-            if not np.isfinite(values).all():
+                found = Gram.of(x)
+            if not np.isfinite(found.values).all():
                 raise ModelFileError(
                     f"the input of {name} is not finite on the calibration text",
                     path=str(self.file.path),
                     remedy="the model is damaged or overflows float32: try it with hetrun perplexity",
                 )
-            found = Gram(values)
             self._gram = (name, found)
         return found
 

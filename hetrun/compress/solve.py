@@ -4,8 +4,8 @@ What is minimised is the squared error of the matrix's output over the calibrati
 (w - v) G (w - v)^T, with the inputs' Gram matrix G = X^T X.
 
 - "sparsegpt": columns are pruned and rounded one after the other, and each passes its error on to those that follow, by
-  the Cholesky factor of the inverse Gram matrix (Frantar and Alistarh, SparseGPT, arXiv 2301.00774, and GPTQ, arXiv 2210.17323, in
-  one pass). Scales are then fitted anew, all groups of a row at once.
+  the Cholesky factor of the inverse Gram matrix (SparseGPT, arXiv 2301.00774, and GPTQ, arXiv 2210.17323, in one pass).
+  Scales are then fitted anew, all groups of a row at once.
 - "wanda": |w| times the norm of its input says what stays (Sun et al., arXiv 2306.11695); codes are the nearest.
 """
 
@@ -23,6 +23,7 @@ Method = Literal["sparsegpt", "wanda"]
 METHODS: tuple[Method, ...] = ("sparsegpt", "wanda")
 
 DAMPING = 0.01  # of the mean of G's diagonal, as SparseGPT and GPTQ have it
+LOUDEST = 4.0
 SHRINKS = np.linspace(0.3, 1.0, 15)  # of the scale that clips nothing
 _ROWS = 256  # whose scales are fitted at once
 
@@ -41,6 +42,18 @@ class Solution:
 
 class Gram:
     """G = X^T X of the inputs of matmuls, and what follows from it, found once for all that read them."""
+
+    @classmethod
+    def of(cls, inputs: Array) -> Gram:
+        """Of inputs [n_tokens, n_in]. A token counts at most as `LOUDEST` median ones do: the first of a text may be
+        a thousand times as large as the others, which norms behind it take back, and would alone decide."""
+        squares = np.einsum("ij,ij->i", inputs, inputs)
+        most = LOUDEST * float(np.median(squares))
+        loud = squares > most
+        if most > 0 and loud.any():
+            inputs = inputs.copy()
+            inputs[loud] *= np.sqrt(most / squares[loud])[:, None]
+        return cls(inputs.T @ inputs)
 
     def __init__(self, values: Array) -> None:
         """values: [n_in, n_in]."""
@@ -72,7 +85,7 @@ def solve(weight: Array, gram: Gram, *, prune: bool, quantise: bool, method: Met
     if method == "wanda":
         columns = _Columns(weight, np.maximum(gram.diagonal, 1e-12), None)
     else:
-        columns = _Columns(weight, None, gram.factor)
+        columns = _Columns(weight, 1 / gram.factor.diagonal().astype(np.float64) ** 2, gram.factor)
     columns.run(prune, quantise)
     kept = columns.kept.T if prune else None
     if not quantise:
@@ -93,12 +106,11 @@ def solve(weight: Array, gram: Gram, *, prune: bool, quantise: bool, method: Met
 class _Columns:
     """The pass over the columns. All arrays are transposed, [n_in, n_out]: a column of the matrix is contiguous."""
 
-    def __init__(self, weight: Array, importance: Array | None, factor: Array | None) -> None:
-        """importance: of each column where errors are not passed on.   factor: else U, G^-1 = U^T U."""
+    def __init__(self, weight: Array, importance: Array, factor: Array | None) -> None:
+        """importance: of each column.   factor: U, G^-1 = U^T U, where errors are passed on."""
         self.left = np.ascontiguousarray(weight.T)  # what is still to be done, with the errors passed on so far
         self.factor = factor
-        diagonal = None if factor is None else factor.diagonal()
-        self.importance = importance if diagonal is None else 1 / diagonal.astype(np.float64) ** 2
+        self.importance = importance
         n_in, n_out = self.left.shape
         self.values = np.zeros((n_in, n_out), np.float32)
         self.kept = np.ones((n_in, n_out), bool)

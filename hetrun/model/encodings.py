@@ -1,7 +1,7 @@
 """Tensors in encodings of our own, as `hetrun compress` writes them: described in metadata, stored as bytes.
 
 Such a file is valid GGUF whose `general.architecture` is "hetrun", so that other programs refuse it by name instead of
-misreading it. What it is to us stands in the keys below; docs/compression.md defines them and the bits of each encoding.
+misreading it. What it is to us stands in the keys below; docs/compression.md defines them and each encoding's bits.
 """
 
 from __future__ import annotations

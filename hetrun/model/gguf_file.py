@@ -16,6 +16,7 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -81,8 +82,7 @@ class ModelFile:
         self.version = _read_version(cursor)
         n_tensors = cursor.count("tensor_count", _LEAST_TENSOR_BYTES, MAX_TENSORS)
         metadata, offsets = read_metadata(cursor, count_entries(cursor))
-        ends = [*list(offsets.values())[1:], cursor.offset]
-        self._entries = dict(zip(offsets, zip(offsets.values(), ends, strict=True), strict=True))
+        self._entries = dict(zip(offsets, pairwise([*offsets.values(), cursor.offset]), strict=True))
         self.alignment = _alignment(cursor, metadata, offsets)
         infos = _read_tensor_infos(cursor, n_tensors)
         self._starts = _place(cursor, infos, self.alignment)

@@ -1,4 +1,4 @@
-"""Our own encodings by the letter of docs/compression.md, in plain Python integers: the oracle of those that are fast."""
+"""Our own encodings by the letter of docs/compression.md, in plain Python integers: the oracle of fast decoders."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_the_gguf_package_lists_it(small: Path) -> None:
 
 def test_llama_cpp_refuses_it_and_reads_what_is_only_pruned(model_path: Path, small: Path, tmp_path: Path) -> None:
     llama_cpp = require_module("llama_cpp", "pip install llama-cpp-python==0.3.36")
-    with pytest.raises(ValueError, match="[Ff]ailed to load"):
+    with pytest.raises(ValueError, match=r"[Ff]ailed to load"):
         llama_cpp.Llama(str(small), n_ctx=64, verbose=False)
     pruned = compressed(model_path, tmp_path / "pruned.gguf", schemes=["s24"]).path
     llama = llama_cpp.Llama(str(pruned), n_ctx=64, n_threads=2, logits_all=True, verbose=False)
@@ -311,7 +311,10 @@ def test_widths_and_carriers_must_fit(small: Path, tmp_path: Path) -> None:
     data = small.read_bytes()
     key = b"hetrun.encoding.columns"
     at = data.index(key) + len(key) + 4 + 4 + 8
-    for columns, message in ((63, "no multiple of W2S24's 64"), (128, "20 bytes a row, but 128 columns of W2S24 take 36")):
+    for columns, message in (
+        (63, "no multiple of W2S24's 64"),
+        (128, "20 bytes a row, but 128 columns of W2S24 take 36"),
+    ):
         refused(tmp_path, data[:at] + columns.to_bytes(4, "little") + data[at + 4 :], message)
 
 

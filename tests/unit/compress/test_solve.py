@@ -124,3 +124,13 @@ def test_a_matrix_of_zeros_stays_one(method: str) -> None:
     assert not found.values.any()
     assert found.codes is not None
     assert len(found.codes.to_bytes()) == 4 * 20
+
+
+def test_a_token_that_is_a_thousand_times_as_large_does_not_decide_alone() -> None:
+    loud = INPUTS.copy()
+    loud[0] = 1000 * RNG.standard_normal(N_IN)
+    median = np.median((INPUTS**2).sum(axis=1))
+    share = ((loud[0] / np.linalg.norm(loud[0])) ** 2).sum() * 4 * median
+    assert Gram.of(loud).diagonal.sum() == pytest.approx(Gram.of(INPUTS[1:]).diagonal.sum() + share, rel=0.01)
+    quiet = INPUTS / np.linalg.norm(INPUTS, axis=1, keepdims=True)
+    np.testing.assert_allclose(Gram.of(quiet).values, quiet.T @ quiet, rtol=1e-4, atol=1e-3)
