@@ -13,16 +13,20 @@ from hetrun.cli import options
 from hetrun.errors import DeviceError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hetrun.device import Detail
     from hetrun.plugins import FoundDevice, Plugin, Registry
     from hetrun.run.selfcheck import SelfCheck
 
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """A device and what its self-check found (None: it was not run)."""
+    """A device, what its self-check found (None: it was not run), and what its driver tells beside."""
 
     found: FoundDevice
     check: SelfCheck | None
+    details: Sequence[Detail] = ()
 
     @property
     def state(self) -> str:
@@ -79,7 +83,19 @@ def _report(found: FoundDevice, check: bool) -> DeviceReport:
     from hetrun.run.selfcheck import self_check
 
     runnable = found.info.unavailable is None and found.info.backing != "modelled"
-    return DeviceReport(found, self_check(found) if check and runnable else None)
+    checked = self_check(found) if check and runnable else None
+    return DeviceReport(found, checked, _details(found))  # after the check: it may have loaded what is told
+
+
+def _details(found: FoundDevice) -> Sequence[Detail]:
+    from hetrun.device import Described, Detail
+
+    if not isinstance(found.driver, Described):
+        return ()
+    try:
+        return found.driver.details(found.info)
+    except Exception as error:  # a plugin's fault hides no device
+        return [Detail("details", "unknown", f"the driver raised {type(error).__name__}: {error}")]
 
 
 def _record(reports: list[DeviceReport], registry: Registry) -> dict[str, Any]:
@@ -94,6 +110,7 @@ def _record(reports: list[DeviceReport], registry: Registry) -> dict[str, Any]:
                 "reason": r.found.info.unavailable.reason if r.found.info.unavailable else None,
                 "remedy": r.found.info.unavailable.remedy if r.found.info.unavailable else None,
                 "self_check": vars(r.check) if r.check else None,
+                "details": [vars(detail) for detail in r.details],
                 "spaces": [{"name": s.name, "capacity_bytes": s.capacity_bytes} for s in r.found.info.spaces],
                 "driver": r.found.driver.name,
                 "plugin": _plugin(plugins[r.found.plugin]),

@@ -15,13 +15,18 @@ from require import missing
 
 import hetrun
 from hetrun.errors import ConfigError, DeviceError
-from hetrun_pynq_z1 import pynq_board
+from hetrun_pynq_z1 import pynq_board, reserved
 from hetrun_pynq_z1.driver import PynqZ1Driver
 
-CASES = Path(__file__).parent / "pynq_cases.py"
+CASES = sorted(Path(__file__).parent.glob("pynq_*cases.py"))
 # pynq 3.0.1 is that of the board's image; it needs an older NumPy and an older parser of C than the rest here.
 REQUIREMENTS = ("pynq==3.0.1", "pynqmetadata>=0.2", "pycparser<3", "numpy<2")
-NAMES = [n.name for n in ast.parse(CASES.read_text()).body if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"]
+NAMES = [
+    n.name
+    for cases in CASES
+    for n in ast.parse(cases.read_text()).body
+    if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"
+]
 
 
 def board_info(**settings: object) -> hetrun.device.DeviceInfo:
@@ -35,7 +40,7 @@ def zynq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     compatible.write_bytes(b"digilent,zynq-pynq-z1\0xlnx,zynq-7000\0")
     (tmp_path / "mem").write_bytes(b"")
     monkeypatch.setattr(pynq_board, "COMPATIBLE", compatible)
-    monkeypatch.setattr(pynq_board, "MEMORY_DEVICE", tmp_path / "mem")
+    monkeypatch.setattr(reserved, "MEMORY_DEVICE", tmp_path / "mem")
     monkeypatch.setattr(pynq_board.importlib.util, "find_spec", lambda name: object())
     return tmp_path
 
@@ -108,8 +113,9 @@ def outcomes(pynq_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     # The rest (hetrun as it is under test, pytest, gguf) comes after what the environment has itself.
     site = sysconfig.get_paths()["purelib"]
     behind = f"import site; site.addsitedir({site!r})"
-    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={CASES.parents[2]}", f"--junitxml={report}", str(CASES)]
-    folders = [str(CASES.parent), str(CASES.parents[1])]
+    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={CASES[0].parents[2]}", f"--junitxml={report}"]
+    options += map(str, CASES)
+    folders = [str(CASES[0].parent), str(CASES[0].parents[1])]
     program = f"{behind}\nimport sys, pytest\nsys.path[:0] = {folders!r}\nsys.exit(pytest.main({options!r}))"
     variables = {**os.environ, "HETRUN_TEST_SITE": site}
     command = [str(pynq_python), "-c", program]

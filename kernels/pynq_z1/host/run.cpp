@@ -1,11 +1,8 @@
 // A launch: activations are quantised, descriptors written, the engine started and awaited. Nothing here knows whether registers
 // and memory are a board's or simulated.
-#include <ctime>
-#include <cstring>
-
 #include "../hls/engine.h"
 #include "../hls/formats.h"
-#include "hetrun_pynq_z1.h"
+#include "launch.h"
 
 namespace hetrun::pynq {
 namespace {
@@ -13,12 +10,6 @@ namespace {
 constexpr uint32_t kTokens = HETRUN_PYNQ_TOKENS, kMaxRows = HETRUN_PYNQ_MAX_ROWS, kTile = HETRUN_PYNQ_TILE_ROWS;
 
 uint32_t rounded_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
-
-double now_s() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
 
 // Memory of the window, front to back.
 class Cursor {
@@ -57,27 +48,14 @@ struct Sizes {
 
 uint32_t slabs_of(uint32_t n_rows) { return (n_rows + kMaxRows - 1) / kMaxRows; }
 
-int32_t start(const hetrun_pynq_seam& seam, uint32_t ring, uint32_t count, double timeout_s, hetrun_pynq_report& report) {
-    seam.write(seam.context, HETRUN_PYNQ_REG_RING, ring);
-    seam.write(seam.context, HETRUN_PYNQ_REG_COUNT, count);
-    seam.write(seam.context, HETRUN_PYNQ_REG_CTRL, 1);
-    const double limit = now_s() + timeout_s;
-    while ((seam.read(seam.context, HETRUN_PYNQ_REG_CTRL) & 2) == 0) {
-        if (now_s() > limit) return HETRUN_PYNQ_TIMEOUT;
-    }
-    report.n_launches += 1;
-    report.n_descriptors += seam.read(seam.context, HETRUN_PYNQ_REG_DONE);
-    report.busy_cycles += seam.read(seam.context, HETRUN_PYNQ_REG_BUSY_CYCLES);
-    report.stall_cycles += seam.read(seam.context, HETRUN_PYNQ_REG_STALL_CYCLES);
-    report.status = seam.read(seam.context, HETRUN_PYNQ_REG_STATUS);
-    return report.status == HETRUN_PYNQ_STATUS_OK ? HETRUN_PYNQ_OK : HETRUN_PYNQ_ENGINE_ERROR;
-}
+// From the first result of a matmul to its last.
+uint32_t result_bytes(const hetrun_pynq_matmul& m, uint32_t rows) { return 4 * ((rows - 1) * m.out_width + m.n_rows); }
 
 // A descriptor for each slab of rows and each group of tokens.
 uint32_t describe(const hetrun_pynq_matmul& m, const Prepared& x, uint32_t rows, Descriptor* out) {
     const Format& f = kFormats[m.format];
     const uint32_t columns = static_cast<uint32_t>(chunk_columns(f)), n_chunks = rounded_up(m.n_columns, columns) / columns;
-    const uint32_t tile_bytes = 8 * static_cast<uint32_t>(tile_words(f)), out_stride = 4 * m.n_rows;
+    const uint32_t tile_bytes = 8 * static_cast<uint32_t>(tile_words(f)), out_stride = 4 * m.out_width;
     uint32_t n = 0;
     for (uint32_t first = 0; first < m.n_rows; first += kMaxRows) {
         const uint32_t own = m.n_rows - first < kMaxRows ? m.n_rows - first : kMaxRows;
@@ -108,8 +86,9 @@ uint64_t hetrun_pynq_window_bytes(const hetrun_pynq_matmul* matmuls, uint32_t n_
 
 int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* window, const hetrun_pynq_matmul* matmuls,
                         uint32_t n_matmuls, const hetrun_pynq_input* inputs, uint32_t n_inputs, uint32_t n_tokens,
-                        uint32_t n_outputs, double timeout_s, hetrun_pynq_report* report) {
+                        uint32_t n_outputs, const hetrun_pynq_staging* staging, double timeout_s, hetrun_pynq_report* report) {
     *report = {};
+    const Launcher launcher(*seam, timeout_s, *report);
     const uint32_t n_waves = n_matmuls ? matmuls[n_matmuls - 1].wave + 1 : 0;
     for (uint32_t wave = 0, at = 0; wave < n_waves; ++wave) {
         Cursor cursor(*window);
@@ -150,13 +129,13 @@ int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* 
             // What the host wrote to the results' lines must not be written back over them later.
             for (uint32_t i = at; i < last; ++i) {
                 const uint32_t rows = matmuls[i].rows_are_outputs ? n_outputs : n_tokens;
-                if (rows) seam->flush(seam->context, matmuls[i].out, rows * matmuls[i].n_rows * 4);
+                if (rows) seam->flush(seam->context, matmuls[i].out, result_bytes(matmuls[i], rows));
             }
-            const int32_t status = start(*seam, ring, n, timeout_s, *report);
+            const int32_t status = staging ? stream(launcher, *staging, descriptors, ring, n) : launcher.run(ring, n);
             if (status != HETRUN_PYNQ_OK) return status;
             for (uint32_t i = at; i < last; ++i) {
                 const uint32_t rows = matmuls[i].rows_are_outputs ? n_outputs : n_tokens;
-                if (rows) seam->invalidate(seam->context, matmuls[i].out, rows * matmuls[i].n_rows * 4);
+                if (rows) seam->invalidate(seam->context, matmuls[i].out, result_bytes(matmuls[i], rows));
             }
         }
         at = last;

@@ -10,8 +10,13 @@ from functools import cache
 from hetrun.ops import MatMul
 from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.definition import definition
+from hetrun_pynq_z1.program import stream_bytes
 
 BASIS = "simulated:pynq-z1 cycle model"
+
+# What explains the published design's time a token, which copies, too (benchmarks/pynq_z1.py); caches included.
+COPY_BYTES_PER_S = 400e6
+STREAMED_BASIS = "analytic:pynq-z1 cycle model, beside copies at 400 MB/s, an assumption"
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,26 @@ def matmul_seconds(op: MatMul, n_tokens: int, design: Design | None = None) -> f
     # One pass is the same for every size of passes: designs of a sweep share it.
     key = replace(design, tokens=n_tokens) if n_tokens <= design.tokens else design
     return float(matmul_cycles(number, *op.weight.shape, n_tokens, key).cycles) / design.clock_hz
+
+
+def streamed_seconds(op: MatMul, n_tokens: int, staging_bytes: int, launch_s: float, design: Design) -> float:
+    """Time of a matmul whose weight passes through a staging area: a piece is copied while the engine reads the one
+    before. Each piece after the first is a launch of its own.
+    """
+    rows, columns = op.weight.shape
+    number, slab = definition().formats[op.weight.type.name], definition().numbers["MAX_ROWS"]
+    most = int(native.library().hetrun_pynq_staged_rows(number, columns, staging_bytes))
+    if n_tokens == 0 or rows == 0 or most == 0:
+        return 0.0
+    slabs = [min(slab, rows - first) for first in range(0, rows, slab)]
+    pieces = [min(most, n - first) for n in slabs for first in range(0, n, most)]
+    row_bytes = stream_bytes(op.weight) / rows
+    key = replace(design, tokens=n_tokens) if n_tokens <= design.tokens else design
+    seconds = pieces[0] * row_bytes / COPY_BYTES_PER_S
+    for n, following in zip(pieces, [*pieces[1:], 0], strict=True):
+        engine_s = float(matmul_cycles(number, n, columns, n_tokens, key).cycles) / design.clock_hz
+        seconds += max(engine_s, following * row_bytes / COPY_BYTES_PER_S)
+    return seconds + (len(pieces) - 1) * launch_s
 
 
 @cache
