@@ -115,7 +115,7 @@ import site, sys
 site.addsitedir({os.environ["HETRUN_TEST_SITE"]!r})
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
 from pathlib import Path
-import pynq, pynq_cases
+import pynq
 from simulated_pynq import SimulatedDevice
 from hetrun_pynq_z1 import reserved
 from hetrun_pynq_z1.pynq_board import BoardSettings, open_board
