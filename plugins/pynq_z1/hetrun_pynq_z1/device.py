@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 
 from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
-from hetrun.ops import KvSpec, Value
+from hetrun.ops import GatedActivation, KvSpec, MatMul, Value
 from hetrun.tensor import Weight
 from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.board import Block, Board
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.program import PynqProgram, stream_bytes
-from hetrun_pynq_z1.timing import BASIS, matmul_seconds
+from hetrun_pynq_z1.timing import BASIS, launches_seconds
 
 MEASURED = "measured:pynq-z1, the whole launch"
 
@@ -94,41 +93,50 @@ class PynqExecutable:
     def __init__(
         self, device: PynqDevice, program: PynqProgram, weights: Mapping[str, memoryview], bindings: Bindings
     ) -> None:
-        segment = program.segment
+        segment, launches = program.segment, program.launches
         self._device: PynqDevice | None = device
         self._segment = segment
-        ops = [op for wave in program.waves for op in wave]
-        self._ops = ops
+        self._launches = launches
+        ops = launches.matmuls
         self._weights = [device.packed(op.weight, self._blocks(op.weight, weights)) for op in ops]
-        own = {op.name: op.output for op in ops if op.name not in bindings.values}
-        self._scratch = {name: device.alloc(segment.value_bytes(value)) for name, value in own.items()}
-        self._buffers = {
-            value.name: self._buffer(value, bindings) for value in (*program.inputs, *(op.output for op in ops))
-        }
-        wave_of = {op.name: i for i, wave in enumerate(program.waves) for op in wave}
-        numbers = {value.name: i for i, value in enumerate(program.inputs)}
-        formats = definition().formats
-        self._matmuls = (native.Matmul * max(1, len(ops)))(
-            *(
-                native.Matmul(
-                    formats[op.weight.type.name],
-                    *op.weight.shape,
-                    numbers[op.x.name],
-                    packed.address,
-                    self._buffers[op.name].block.address,
-                    op.output.rows == "outputs",
-                    wave_of[op.name],
-                )
-                for op, packed in zip(ops, self._weights, strict=True)
-            )
+        # Inputs of the segment are bound, so what is not is made here.
+        own = [value for value in launches.stored if value.name not in bindings.values]
+        self._scratch = {value.name: device.alloc(segment.value_bytes(value)) for value in own}
+        self._buffers = {value.name: self._buffer(value, bindings) for value in launches.stored}
+        self._wave_of = {op.name: i for i, wave in enumerate(launches.waves) for op in wave}
+        self._numbers = {value.name: i for i, value in enumerate(launches.inputs)}
+        self._arrays = native.Arrays(
+            [self._matmul(op, packed.address) for op, packed in zip(ops, self._weights, strict=True)],
+            [self._input(value) for value in launches.inputs],
+            [self._gated(wave, op) for wave, op in launches.hosted],
         )
-        self._inputs = (native.Input * max(1, len(program.inputs)))(*(self._input(v, wave_of) for v in program.inputs))
-        self._counts = len(ops), len(program.inputs)
-        rows = max(segment.max_tokens, segment.max_outputs)
-        device.window(
-            native.library().hetrun_pynq_window_bytes(
-                self._matmuls, self._counts[0], self._inputs, self._counts[1], rows
-            )
+        device.window(self._arrays.window_bytes(max(segment.max_tokens, segment.max_outputs)))
+
+    def _matmul(self, op: MatMul, weights_address: int) -> native.Matmul:
+        mode, written = self._launches.mode(op), self._launches.written(op)
+        out = self._buffers[written.name].block.address if written else 0
+        if mode.startswith("CODES"):
+            out = self._numbers[self._launches.fused[op.name].op.name]
+        return native.Matmul(
+            definition().formats[op.weight.type.name],
+            *op.weight.shape,
+            self._numbers[op.x.name],
+            weights_address,
+            out,
+            op.output.rows == "outputs",
+            self._wave_of[op.name],
+            definition().numbers[f"MODE_{mode}"],
+        )
+
+    def _gated(self, wave: int, op: GatedActivation) -> native.Gated:
+        gate, up, out = (self._buffers[v.name].block for v in (op.gate, op.up, op.output))
+        return native.Gated(
+            *(native.address_of(block.view) for block in (gate, up, out)),
+            self._written_here(op.gate),
+            self._written_here(op.up),
+            op.output.width,
+            op.output.rows == "outputs",
+            wave,
         )
 
     def _blocks(self, weight: Weight, weights: Mapping[str, memoryview]) -> memoryview:
@@ -152,10 +160,15 @@ class PynqExecutable:
             )
         return buffer
 
-    def _input(self, value: Value, wave_of: Mapping[str, int]) -> native.Input:
-        block = self._buffers[value.name].block
-        written_here = block.address if value.name in wave_of else 0
-        return native.Input(native.address_of(block.view), written_here, value.width, value.rows == "outputs")
+    def _input(self, value: Value) -> native.Input:
+        coded = value.name in self._launches.coded
+        data = 0 if coded else native.address_of(self._buffers[value.name].block.view)
+        return native.Input(data, self._written_here(value), value.width, value.rows == "outputs")
+
+    def _written_here(self, value: Value) -> int:
+        """The address of floats that the engine has written in an earlier launch, or 0."""
+        made = {v.name for op in self._launches.matmuls if (v := self._launches.written(op))}
+        return self._buffers[value.name].block.address if value.name in made else 0
 
     def run(self, batch: Batch) -> None:
         """Runs to the end. DeviceError for a batch that the segment cannot hold, and where the engine fails."""
@@ -169,8 +182,7 @@ class PynqExecutable:
             )
         for buffer in self._buffers.values():
             _ = buffer.block  # DeviceError where it is closed
-        seconds = sum(matmul_seconds(op, batch.rows(op.output.rows)) for op in self._ops if batch.rows(op.output.rows))
-        device.launch(segment.name, self._matmuls, self._inputs, self._counts, batch, seconds)
+        device.launch(segment.name, self._arrays, batch, launches_seconds(self._launches, batch))
 
     def close(self) -> None:
         self._device = None
@@ -235,13 +247,11 @@ class PynqDevice:
     def launch(
         self,
         name: str,
-        matmuls: ctypes.Array[native.Matmul],
-        inputs: ctypes.Array[native.Input],
-        counts: tuple[int, int],
+        arrays: native.Arrays,
         batch: Batch,
         engine_s: float,
     ) -> None:
-        """engine_s: what the engine takes on the board."""
+        """engine_s: what the engine takes on the board, and what the host does for it."""
         board = self._open_board()
         assert self._window is not None
         block = self._window.block
@@ -251,10 +261,7 @@ class PynqDevice:
         status = native.library().hetrun_pynq_run(
             board.seam,
             window,
-            matmuls,
-            counts[0],
-            inputs,
-            counts[1],
+            *arrays.arguments,
             batch.n_tokens,
             batch.n_outputs,
             self._timeout_s,

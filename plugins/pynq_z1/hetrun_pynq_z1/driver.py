@@ -28,7 +28,7 @@ from hetrun_pynq_z1.cma import cma_bytes
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.program import SPACE, compile_segment, refusal, stream_bytes
 from hetrun_pynq_z1.pynq_board import TIMEOUT_S, BoardSettings, PynqBoard, absence
-from hetrun_pynq_z1.timing import BASIS, Design, matmul_seconds
+from hetrun_pynq_z1.timing import BASIS, Design, activation_seconds, matmul_seconds
 
 BOARD, CSIM = "pynq-z1:0", "pynq-z1:csim"
 SETTINGS = ("memory_bytes", "overlay", "clock_mhz", "cma_bytes", "timeout_s")
@@ -123,11 +123,16 @@ class PynqZ1Driver:
         return float(value)
 
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
-        reason = refusal(op)
-        if reason or not isinstance(op, MatMul):
-            return Unsupported(str(reason))
-        resident = {(info.spaces[0].name, op.weight.name): stream_bytes(op.weight)}
-        seconds = matmul_seconds(op, workload.rows(op.output.rows), Design.of(info.model))
+        if reason := refusal(op):
+            return Unsupported(reason)
+        n_tokens, design = workload.rows(op.output.rows), Design.of(info.model)
+        resident: dict[tuple[str, str], int] = {}
+        if isinstance(op, MatMul):
+            seconds = matmul_seconds(op, n_tokens, design)
+            resident[info.spaces[0].name, op.weight.name] = stream_bytes(op.weight)
+        else:
+            # Beside its matmuls, where placement has it: by itself the host works it out, and a run says so.
+            seconds = activation_seconds(op.output.width, n_tokens, design)
         watts = info.model.get("watts")
         return Cost(seconds, BASIS, joules=None if watts is None else seconds * watts, resident=resident)
 
