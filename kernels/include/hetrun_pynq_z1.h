@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_PYNQ_ABI 4
+#define HETRUN_PYNQ_ABI 5
 
 uint32_t hetrun_pynq_abi(void);
 
@@ -34,23 +34,34 @@ typedef struct {
     int32_t interrupt;  // file descriptor of a UIO device, or -1: the register CTRL is polled
 } hetrun_pynq_seam;
 
-// A matmul of a launch, in the order of waves.
+// A matmul of a launch, in the order of waves. Behind one of mode GATE comes the one that its results meet, of mode ACTIVATE or CODES_*,
+// with as many rows, in the same wave.
 typedef struct {
     uint32_t format, n_rows, n_columns;
     uint32_t input;
     uint32_t weights;         // physical address
-    uint32_t out;             // physical address of float [tokens, n_rows], out_width floats from token to token
+    uint32_t out;             // physical address of float [tokens, out_width]; of CODES_* the number of the input that the codes are
     uint32_t out_width;
+    uint32_t first_row;       // where its results begin among them: of a weight that is kept in parts, one matmul each
     uint32_t rows_are_outputs;  // 1: of the rows whose logits are wanted
-    uint32_t wave;            // a wave reads what earlier ones wrote
+    uint32_t wave;            // a wave reads what earlier ones wrote as floats, and codes of its own
+    uint32_t mode;            // HETRUN_PYNQ_MODE_*
 } hetrun_pynq_matmul;
 
-// A float matrix that matmuls read.
+// A matrix that matmuls read.
 typedef struct {
-    const float* data;  // as the host addresses it
+    const float* data;  // as the host addresses it; null where a matmul of the same wave writes its codes
     uint32_t address;   // the same, physical, where an earlier wave wrote it; else 0
     uint32_t width, rows_are_outputs;
 } hetrun_pynq_input;
+
+// silu(gate) * up on the host, in the order of waves, before the wave's matmuls. Addresses as of inputs.
+typedef struct {
+    const float *gate, *up;
+    float* out;
+    uint32_t gate_address, up_address;
+    uint32_t width, rows_are_outputs, wave;
+} hetrun_pynq_gated;
 
 // Memory that a launch may use: physical address and the host's view of it.
 typedef struct {
@@ -95,8 +106,9 @@ uint32_t hetrun_pynq_staged_rows(uint32_t format, uint32_t n_columns, uint32_t n
 // Quantises, writes descriptors, starts the engine and waits, wave by wave. n_tokens, n_outputs: rows of this step; 0 is legal.
 // staging: null where all weights are resident.
 int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* window, const hetrun_pynq_matmul* matmuls,
-                        uint32_t n_matmuls, const hetrun_pynq_input* inputs, uint32_t n_inputs, uint32_t n_tokens,
-                        uint32_t n_outputs, const hetrun_pynq_staging* staging, double timeout_s, hetrun_pynq_report* report);
+                        uint32_t n_matmuls, const hetrun_pynq_input* inputs, uint32_t n_inputs, const hetrun_pynq_gated* gated,
+                        uint32_t n_gated, uint32_t n_tokens, uint32_t n_outputs, const hetrun_pynq_staging* staging,
+                        double timeout_s, hetrun_pynq_report* report);
 
 // What the timing model (timing/timing.h) gives for a matmul of n_tokens rows, all its descriptors, in cycles of the fabric.
 typedef struct {
@@ -113,8 +125,9 @@ typedef struct {
 
 // The design of hls/engine.h.
 void hetrun_pynq_header_design(hetrun_pynq_design* design);
+// mode: HETRUN_PYNQ_MODE_*, what becomes of the results.
 void hetrun_pynq_design_timing(const hetrun_pynq_design* design, uint32_t format, uint32_t n_rows, uint32_t n_columns,
-                               uint32_t n_tokens, hetrun_pynq_timing* timing);
+                               uint32_t n_tokens, uint32_t mode, hetrun_pynq_timing* timing);
 
 // The same of the published design (timing/secda.h). block_words: 32-bit words of a super-block; copied: 1 where the weights lie
 // beyond the CMA window. Times in seconds, at clock_hz.

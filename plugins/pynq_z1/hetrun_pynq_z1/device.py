@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
-from hetrun.ops import KvSpec, Value
+from hetrun.ops import GatedActivation, KvSpec, MatMul, Value
 from hetrun.tensor import Weight
 from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.board import Block, Board, FreeList
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.program import PynqProgram
-from hetrun_pynq_z1.timing import BASIS, matmul_seconds
+from hetrun_pynq_z1.timing import BASIS, launches_seconds
 from hetrun_pynq_z1.weights import LoadedWeight, Memory, PackedWeight, StreamedWeight
 
 MEASURED = "measured:pynq-z1, the whole launch"
@@ -69,45 +69,68 @@ class PynqExecutable:
     def __init__(
         self, device: PynqDevice, program: PynqProgram, weights: Mapping[str, memoryview], bindings: Bindings
     ) -> None:
-        segment = program.segment
+        segment, launches = program.segment, program.launches
         self._device: PynqDevice | None = device
         self._segment = segment
-        ops = [op for wave in program.waves for op in wave]
-        self._ops = ops
+        self._launches = launches
+        ops = launches.matmuls
         self._weights = [device.loaded(op.weight, self._blocks(op.weight, weights)) for op in ops]
-        own = {op.name: op.output for op in ops if op.name not in bindings.values}
-        self._scratch = {name: device.alloc(segment.value_bytes(value)) for name, value in own.items()}
-        self._buffers = {
-            value.name: self._buffer(value, bindings) for value in (*program.inputs, *(op.output for op in ops))
-        }
-        wave_of = {op.name: i for i, wave in enumerate(program.waves) for op in wave}
-        numbers = {value.name: i for i, value in enumerate(program.inputs)}
-        formats = definition().formats
-        matmuls = [
-            native.Matmul(
-                formats[op.weight.type.name],
-                part.n_rows,
-                op.weight.shape[1],
-                numbers[op.x.name],
-                part.address,
-                self._buffers[op.name].block.address + 4 * part.first_row,
-                op.weight.shape[0],
-                op.output.rows == "outputs",
-                wave_of[op.name],
-            )
-            for op, weight in zip(ops, self._weights, strict=True)
-            for part in weight.parts
-        ]
-        self._matmuls = (native.Matmul * max(1, len(matmuls)))(*matmuls)
-        streamed = {w.parts[0].address: w.named() for w in self._weights if isinstance(w, StreamedWeight)}
-        self._streamed = (native.Streamed * len(streamed))(*streamed.values())
-        self._inputs = (native.Input * max(1, len(program.inputs)))(*(self._input(v, wave_of) for v in program.inputs))
-        self._counts = len(matmuls), len(program.inputs)
-        rows = max(segment.max_tokens, segment.max_outputs)
-        device.window(
-            native.library().hetrun_pynq_window_bytes(
-                self._matmuls, self._counts[0], self._inputs, self._counts[1], rows
-            )
+        # Inputs of the segment are bound, so what is not is made here.
+        own = [value for value in launches.stored if value.name not in bindings.values]
+        self._scratch = {value.name: device.alloc(segment.value_bytes(value)) for value in own}
+        self._buffers = {value.name: self._buffer(value, bindings) for value in launches.stored}
+        self._wave_of = {op.name: i for i, wave in enumerate(launches.waves) for op in wave}
+        self._numbers = {value.name: i for i, value in enumerate(launches.inputs)}
+        self._arrays = native.Arrays(
+            list(self._matmuls()),
+            [self._input(value) for value in launches.inputs],
+            [self._gated(wave, op) for wave, op in launches.hosted],
+            [w.named() for w in dict.fromkeys(self._weights) if isinstance(w, StreamedWeight)],
+        )
+        device.window(self._arrays.window_bytes(max(segment.max_tokens, segment.max_outputs)))
+
+    def _matmuls(self) -> Iterator[native.Matmul]:
+        """Of each op, one for each part of its weight; those of a gate and its up meet row by row."""
+        ops, waiting = self._launches.matmuls, 0
+        for i, op in enumerate(ops):
+            if self._launches.mode(op) == "GATE":
+                waiting += 1
+                continue
+            group = range(i - waiting, i + 1)
+            waiting = 0
+            starts = sorted({first for j in group for first in self._weights[j].starts} | {op.weight.shape[0]})
+            for first, end in pairwise(starts):
+                for j in group:
+                    yield self._matmul(ops[j], self._weights[j], first, end - first)
+
+    def _matmul(self, op: MatMul, weight: LoadedWeight, first_row: int, n_rows: int) -> native.Matmul:
+        mode, written = self._launches.mode(op), self._launches.written(op)
+        out = self._buffers[written.name].block.address if written else 0
+        if mode.startswith("CODES"):
+            out = self._numbers[self._launches.fused[op.name].op.name]
+        return native.Matmul(
+            definition().formats[op.weight.type.name],
+            n_rows,
+            op.weight.shape[1],
+            self._numbers[op.x.name],
+            weight.address(first_row),
+            out,
+            op.weight.shape[0],
+            first_row,
+            op.output.rows == "outputs",
+            self._wave_of[op.name],
+            definition().numbers[f"MODE_{mode}"],
+        )
+
+    def _gated(self, wave: int, op: GatedActivation) -> native.Gated:
+        gate, up, out = (self._buffers[v.name].block for v in (op.gate, op.up, op.output))
+        return native.Gated(
+            *(native.address_of(block.view) for block in (gate, up, out)),
+            self._written_here(op.gate),
+            self._written_here(op.up),
+            op.output.width,
+            op.output.rows == "outputs",
+            wave,
         )
 
     def _blocks(self, weight: Weight, weights: Mapping[str, memoryview]) -> memoryview:
@@ -131,10 +154,15 @@ class PynqExecutable:
             )
         return buffer
 
-    def _input(self, value: Value, wave_of: Mapping[str, int]) -> native.Input:
-        block = self._buffers[value.name].block
-        written_here = block.address if value.name in wave_of else 0
-        return native.Input(native.address_of(block.view), written_here, value.width, value.rows == "outputs")
+    def _input(self, value: Value) -> native.Input:
+        coded = value.name in self._launches.coded
+        data = 0 if coded else native.address_of(self._buffers[value.name].block.view)
+        return native.Input(data, self._written_here(value), value.width, value.rows == "outputs")
+
+    def _written_here(self, value: Value) -> int:
+        """The address of floats that the engine has written in an earlier launch, or 0."""
+        made = {v.name for op in self._launches.matmuls if (v := self._launches.written(op))}
+        return self._buffers[value.name].block.address if value.name in made else 0
 
     def run(self, batch: Batch) -> None:
         """Runs to the end. DeviceError for a batch that the segment cannot hold, and where the engine fails."""
@@ -148,8 +176,7 @@ class PynqExecutable:
             )
         for buffer in self._buffers.values():
             _ = buffer.block  # DeviceError where it is closed
-        seconds = sum(matmul_seconds(op, batch.rows(op.output.rows)) for op in self._ops if batch.rows(op.output.rows))
-        device.launch(segment.name, self._matmuls, self._inputs, self._streamed, self._counts, batch, seconds)
+        device.launch(segment.name, self._arrays, batch, launches_seconds(self._launches, batch))
 
     def close(self) -> None:
         self._device = None
@@ -222,27 +249,21 @@ class PynqDevice:
     def launch(
         self,
         name: str,
-        matmuls: ctypes.Array[native.Matmul],
-        inputs: ctypes.Array[native.Input],
-        streamed: ctypes.Array[native.Streamed],
-        counts: tuple[int, int],
+        arrays: native.Arrays,
         batch: Batch,
         engine_s: float,
     ) -> None:
-        """engine_s: what the engine takes on the board."""
+        """engine_s: what the engine takes on the board, and what the host does for it."""
         board = self._open_board()
         assert self._window is not None
-        staging = native.Staging(_window(self._staging.block), streamed, len(streamed)) if self._staging else None
+        staging = arrays.staging(_window(self._staging.block)) if self._staging else None
         report = native.Report()
         with board.engine:
             begin = time.perf_counter()
             status = native.library().hetrun_pynq_run(
                 board.seam,
                 _window(self._window.block),
-                matmuls,
-                counts[0],
-                inputs,
-                counts[1],
+                *arrays.arguments,
                 batch.n_tokens,
                 batch.n_outputs,
                 staging,

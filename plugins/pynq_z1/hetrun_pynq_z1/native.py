@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from hetrun.errors import HetrunError
 from hetrun.resources import load_library
 
-ABI = 4
+ABI = 5
 LIBRARY = "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so"
 
 READ = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)
@@ -45,8 +46,10 @@ class Matmul(ctypes.Structure):
         ("weights", ctypes.c_uint32),
         ("out", ctypes.c_uint32),
         ("out_width", ctypes.c_uint32),
+        ("first_row", ctypes.c_uint32),
         ("rows_are_outputs", ctypes.c_uint32),
         ("wave", ctypes.c_uint32),
+        ("mode", ctypes.c_uint32),
     ]
 
 
@@ -59,12 +62,57 @@ class Input(ctypes.Structure):
     ]
 
 
+class Gated(ctypes.Structure):
+    """An activation that the host works out."""
+
+    _fields_ = [
+        ("gate", ctypes.c_void_p),
+        ("up", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("gate_address", ctypes.c_uint32),
+        ("up_address", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+        ("rows_are_outputs", ctypes.c_uint32),
+        ("wave", ctypes.c_uint32),
+    ]
+
+
 class Streamed(ctypes.Structure):
     _fields_ = [("address", ctypes.c_uint32), ("nbytes", ctypes.c_uint32), ("stream", ctypes.c_void_p)]
 
 
 class Staging(ctypes.Structure):
     _fields_ = [("area", Window), ("weights", ctypes.POINTER(Streamed)), ("n_weights", ctypes.c_uint32)]
+
+
+class Arrays:
+    """What a segment's launches are told: the same for every run."""
+
+    def __init__(
+        self,
+        matmuls: Sequence[Matmul],
+        inputs: Sequence[Input],
+        gated: Sequence[Gated],
+        streamed: Sequence[Streamed] = (),
+    ) -> None:
+        self._matmuls = (Matmul * max(1, len(matmuls)))(*matmuls)
+        self._inputs = (Input * max(1, len(inputs)))(*inputs)
+        self._gated = (Gated * max(1, len(gated)))(*gated)
+        self._streamed = (Streamed * len(streamed))(*streamed)
+        self._counts = len(matmuls), len(inputs), len(gated)
+
+    def staging(self, area: Window) -> Staging:
+        return Staging(area, self._streamed, len(self._streamed))
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """Of hetrun_pynq_run: each array and its length."""
+        n_matmuls, n_inputs, n_gated = self._counts
+        return self._matmuls, n_matmuls, self._inputs, n_inputs, self._gated, n_gated
+
+    def window_bytes(self, max_rows: int) -> int:
+        """Bytes of a window that serves runs of up to so many rows."""
+        return int(library().hetrun_pynq_window_bytes(*self.arguments[:4], max_rows))
 
 
 class Report(ctypes.Structure):
@@ -132,8 +180,9 @@ def library() -> ctypes.CDLL:
     HETRUN_PYNQ_Z1_LIBRARY in the environment names another build of it.
     """
     u32, u64, i32, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p
-    matmuls, inputs = ctypes.POINTER(Matmul), ctypes.POINTER(Input)
+    matmuls, inputs, gated = ctypes.POINTER(Matmul), ctypes.POINTER(Input), ctypes.POINTER(Gated)
     seam, window, staging = ctypes.POINTER(Seam), ctypes.POINTER(Window), ctypes.POINTER(Staging)
+    report = ctypes.POINTER(Report)
     prototypes: dict[str, tuple[Any, list[Any]]] = {
         "hetrun_pynq_stream_bytes": (u64, [u32, u64, u64]),
         "hetrun_pynq_pack": (None, [u32, u64, u64, pointer, pointer]),
@@ -141,7 +190,7 @@ def library() -> ctypes.CDLL:
         "hetrun_pynq_window_bytes": (u64, [matmuls, u32, inputs, u32, u32]),
         "hetrun_pynq_run": (
             i32,
-            [seam, window, matmuls, u32, inputs, u32, u32, u32, staging, ctypes.c_double, ctypes.POINTER(Report)],
+            [seam, window, matmuls, u32, inputs, u32, gated, u32, u32, u32, staging, ctypes.c_double, report],
         ),
         "hetrun_pynq_staged_rows": (u32, [u32, u32, u32]),
         "hetrun_pynq_copy_uncached": (i32, [pointer, pointer, u64]),
@@ -149,7 +198,7 @@ def library() -> ctypes.CDLL:
         "hetrun_pynq_mmio_write": (None, [pointer, u32, u32]),
         "hetrun_pynq_matmul_timing": (None, [u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_header_design": (None, [ctypes.POINTER(Design)]),
-        "hetrun_pynq_design_timing": (None, [ctypes.POINTER(Design), u32, u32, u32, u32, ctypes.POINTER(Timing)]),
+        "hetrun_pynq_design_timing": (None, [ctypes.POINTER(Design), u32, u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_secda_matmul": (None, [u32, u32, u32, u32, u32, u32, ctypes.POINTER(SecdaTiming)]),
         "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
         "hetrun_pynq_csim_destroy": (None, [pointer]),

@@ -77,10 +77,8 @@ class _Reader:
         reserved = parse_range(self._driver, self._config.get("reserved"))
         total, ram = cma.meminfo_bytes("CmaTotal"), cma.meminfo_bytes("MemTotal")
         cma_bytes = self._bytes("cma_bytes") or total or CMA_BYTES
-        if total and ram:
-            host_bytes = ram - total
-        else:  # no board
-            host_bytes = USABLE_BYTES - cma_bytes - (reserved.nbytes if reserved else 0)
+        reserved_bytes = reserved.nbytes if reserved else 0
+        host_bytes = ram - total if total and ram else USABLE_BYTES - cma_bytes - reserved_bytes
         board = BoardSettings(
             overlay=self._overlay(),
             # The bounds are for slips of units: Hz for MHz, ms for s.

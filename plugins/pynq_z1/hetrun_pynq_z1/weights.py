@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from hetrun.errors import AllocationError, DeviceError
@@ -28,29 +28,33 @@ class Memory:
         self._finalizer()
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows of a weight that stand together.   address: what descriptors name."""
-
-    first_row: int
-    n_rows: int
-    address: int
-
-
 class LoadedWeight(Protocol):
     @property
-    def parts(self) -> Sequence[Part]: ...
+    def starts(self) -> Sequence[int]:
+        """The first row of each part that stands together."""
+
+    def address(self, row: int) -> int:
+        """What descriptors name where that row begins, the first of a descriptor."""
 
 
 class PackedWeight:
     """A weight in the board's memory: in one piece, or in several of whole descriptors where none is large enough."""
 
     def __init__(self, board: Board, weight: Weight, blocks: memoryview) -> None:
-        self._held = [(first, n, Memory(board, block)) for first, n, block in _place(board, weight, 0, weight.shape[0])]
-        self.parts = [Part(first, n, memory.block.address) for first, n, memory in self._held]
-        for first, n, memory in self._held:
-            _fill(memory.block, weight, blocks, first, n)
-            board.flush(memory.block)
+        placed = _place(board, weight, 0, weight.shape[0])
+        self._parts = [(first, Memory(board, block)) for first, _, block in placed]
+        self._weight = weight
+        for first, n, block in placed:
+            _fill(block, weight, blocks, first, n)
+            board.flush(block)
+
+    @property
+    def starts(self) -> Sequence[int]:
+        return [first for first, _ in self._parts]
+
+    def address(self, row: int) -> int:
+        first, memory = next(part for part in reversed(self._parts) if part[0] <= row)
+        return memory.block.address + _part_bytes(self._weight, row - first)
 
 
 class StreamedWeight:
@@ -62,12 +66,20 @@ class StreamedWeight:
         if address is None:
             raise AllocationError(f"{weight.name}: more weights to stream than there are addresses for")
         self._finalizer = weakref.finalize(self, names.give_back, address, max(1, self.nbytes))
-        self.parts = [Part(0, weight.shape[0], address)]
+        self._address = address
+        self._weight = weight
         self.stream = memoryview(mmap.mmap(-1, max(1, self.nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         _pack(weight, blocks, 0, weight.shape[0], self.stream)
 
+    @property
+    def starts(self) -> Sequence[int]:
+        return [0]
+
+    def address(self, row: int) -> int:
+        return self._address + _part_bytes(self._weight, row)
+
     def named(self) -> native.Streamed:
-        return native.Streamed(self.parts[0].address, self.nbytes, native.address_of(self.stream))
+        return native.Streamed(self._address, self.nbytes, native.address_of(self.stream))
 
 
 def _place(board: Board, weight: Weight, first: int, n_rows: int) -> list[tuple[int, int, Block]]:
