@@ -45,7 +45,8 @@ class DeviceReport:
 @options.common
 def command(devices: tuple[str, ...], system: str | None, threads: int | None, check: bool) -> int:
     """Shows every device: its state, the reason and the remedy where it cannot be used, and whether a small computation
-    on it gives the right result. Plugins that failed are shown with their error, with --debug with their traceback.
+    on it gives the right result; and what drivers tell beside of those that are here or named. Plugins that failed are
+    shown with their error, with --debug with their traceback.
 
     Exit code 7 if a device computes wrongly or fails while it does.
     """
@@ -63,7 +64,7 @@ def command(devices: tuple[str, ...], system: str | None, threads: int | None, c
     else:
         from hetrun.view.devices import print_devices
 
-        print_devices(reports, registry)
+        print_devices(reports, registry, named=bool(devices or system))
         if options.flags().debug:
             for broken in registry.broken:
                 print(f"\nplugin {broken.name}:\n{broken.detail}", file=sys.stderr)

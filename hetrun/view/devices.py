@@ -31,8 +31,11 @@ class Report(Protocol):
     def state(self) -> str: ...
 
 
-def print_devices(reports: Sequence[Report], registry: Registry) -> None:
-    """Devices that run, those that can only be planned for, and plugins that failed."""
+def print_devices(reports: Sequence[Report], registry: Registry, *, named: bool) -> None:
+    """Devices that run, those that can only be planned for, and plugins that failed.
+
+    named: the user asked for these; else details of devices that are not here would only be in the way.
+    """
     out = console()
     origin = {p.name: f"{p.distribution} {p.version}".strip() or p.module for p in registry.plugins}
     modelled = [r for r in reports if r.found.info.backing == "modelled"]
@@ -47,7 +50,7 @@ def print_devices(reports: Sequence[Report], registry: Registry) -> None:
         state = Text(r.state, _STYLES[r.state])
         shown.add_row(plain(info.id), info.backing, state, _check(r.check), description, plain(origin[r.found.plugin]))
     out.print(shown)
-    for r in (r for r in reports if r.details):
+    for r in (r for r in reports if r.details and (named or r.state != "unavailable")):
         shown = table(str(plain(r.found.info.id)), "", "what is missing")
         for detail in r.details:
             shown.add_row(plain(detail.name), plain(detail.value), plain(detail.missing or "", "yellow"))

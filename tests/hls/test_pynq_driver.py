@@ -15,7 +15,7 @@ from require import missing
 
 import hetrun
 from hetrun.errors import ConfigError, DeviceError
-from hetrun_pynq_z1 import pynq_board, reserved
+from hetrun_pynq_z1 import native, pynq_board, reserved
 from hetrun_pynq_z1.driver import PynqZ1Driver
 
 CASES = sorted(Path(__file__).parent.glob("pynq_*cases.py"))
@@ -77,12 +77,47 @@ def test_each_thing_that_is_missing_has_its_reason(zynq: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "setting",
     [{"overlay": 3}, {"overlay": "engine.xsa"}, {"clock_mhz": 0}, {"clock_mhz": 125_000_000}, {"cma_bytes": -1},
-     {"timeout_s": "long"}, {"overlays": "engine.bit"}],
+     {"timeout_s": "long"}, {"overlays": "engine.bit"}, {"wait": "sleep"}, {"staging_bytes": 1000},
+     {"staging_bytes": 100 << 20}, {"reserved": 5}, {"reserved": {"base": 0}}, {"reserved": {"base": 0, "bytes": 0}},
+     {"reserved": {"base": 0x1000, "bytes": "much"}}, {"reserved": {"base": 0x1010, "bytes": 0x1000}},
+     {"reserved": {"base": 0x1000, "bytes": 0x1800}}, {"reserved": {"base": 0xFFFFF000, "bytes": 0x2000}}],
 )  # fmt: skip
 def test_a_bad_setting_is_named(setting: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))) as caught:
         PynqZ1Driver().probe(setting)
     assert caught.value.remedy
+
+
+def test_an_unaligned_range_says_to_what() -> None:
+    with pytest.raises(ConfigError, match=r"reserved has base 0x10000010, not aligned to pages of 4096 bytes"):
+        PynqZ1Driver().probe({"reserved": {"base": 0x10000010, "bytes": 0x1000}})
+
+
+def test_without_the_native_library_no_clock_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HETRUN_PYNQ_Z1_LIBRARY", "/nowhere/lib.so")
+    native.library.cache_clear()
+    try:
+        for info in PynqZ1Driver().probe({"staging_bytes": 1 << 20}):
+            assert info.unavailable is not None and "/nowhere/lib.so does not load" in info.unavailable.reason
+            assert "MHz" not in info.description and "clock_hz" not in info.model
+        assert "at 100 MHz" in board_info(clock_mhz=100).description
+        with pytest.raises(ConfigError, match="clock_mhz"):
+            board_info(clock_mhz=-1)
+    finally:
+        native.library.cache_clear()
+
+
+def test_the_planner_keeps_room_for_values_and_counts_the_reserved_range() -> None:
+    def capacities(**settings: object) -> dict[str, int]:
+        return {space.name: space.capacity_bytes for space in board_info(**settings).spaces}
+
+    mib = 1 << 20
+    place = {"base": 0x10000000, "bytes": 64 * mib}
+    assert capacities(cma_bytes=300 * mib) == {"pynq-z1:0/ddr": 244 * mib, "host": 433_061_888 - 300 * mib}
+    assert capacities(cma_bytes=100 * mib, reserved=place) == {
+        "pynq-z1:0/ddr": (50 + 64) * mib,
+        "host": 433_061_888 - 164 * mib,
+    }
 
 
 @pytest.fixture(scope="session")
