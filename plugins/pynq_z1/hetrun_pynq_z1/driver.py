@@ -26,6 +26,7 @@ from hetrun.ops import MatMul, Op
 from hetrun_pynq_z1 import designs, native, project
 from hetrun_pynq_z1.cma import cma_bytes
 from hetrun_pynq_z1.definition import definition
+from hetrun_pynq_z1.launch import launch_cost
 from hetrun_pynq_z1.program import SPACE, compile_segment, refusal, stream_bytes
 from hetrun_pynq_z1.pynq_board import TIMEOUT_S, BoardSettings, PynqBoard, absence
 from hetrun_pynq_z1.timing import BASIS, Design, activation_seconds, matmul_seconds
@@ -35,9 +36,6 @@ SETTINGS = ("memory_bytes", "overlay", "clock_mhz", "cma_bytes", "timeout_s")
 
 # analytic: 512 MB of DDR3 less 110 MiB for Linux, the program and the KV cache.
 MEMORY_BYTES = 421_527_552
-# analytic: a register write and a wait from C, with cache maintenance of the activations.
-LAUNCH_S = 25e-6
-LAUNCH_BASIS = "analytic:a register write, a wait and cache maintenance from C"
 
 
 # analytic: what the board's image reserves when its boot arguments say nothing else.
@@ -81,7 +79,7 @@ class PynqZ1Driver:
             description="The PYNQ-Z1 matmul engine, its HLS source run on this machine",
             backing="emulated",
             spaces=(MemorySpace(f"{CSIM}/{SPACE}", memory_bytes),),
-            launch=Cost(LAUNCH_S, LAUNCH_BASIS),
+            launch=launch_cost(),
             model={"clock_hz": clock_hz},
             unavailable=unusable,
         )
@@ -91,7 +89,7 @@ class PynqZ1Driver:
             + (f", overlay {settings.overlay}" if settings.overlay else ""),
             backing="hardware",
             spaces=(MemorySpace(f"{BOARD}/{SPACE}", cma),),
-            launch=Cost(LAUNCH_S, LAUNCH_BASIS),
+            launch=launch_cost(),
             model={"clock_hz": settings.clock_mhz * 1e6},
             unavailable=absent,
             settings=settings,
@@ -156,7 +154,7 @@ class PynqZ1Driver:
 
     def design(self, parameters: Mapping[str, int]) -> DesignPoint:
         """The engine with these parameters, for planning only."""
-        return designs.design_point(parameters, MEMORY_BYTES, Cost(LAUNCH_S, LAUNCH_BASIS))
+        return designs.design_point(parameters, MEMORY_BYTES, launch_cost())
 
     def open(self, info: DeviceInfo) -> Device:
         if info.unavailable:
