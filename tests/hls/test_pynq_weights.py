@@ -28,9 +28,9 @@ from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.board import Block, CsimBoard
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.device import PynqDevice
-from hetrun_pynq_z1.driver import LAUNCH_S, PynqZ1Driver
+from hetrun_pynq_z1.driver import PynqZ1Driver
 from hetrun_pynq_z1.program import stream_bytes
-from hetrun_pynq_z1.timing import COPY_BYTES_PER_S, Design, matmul_cycles, streamed_seconds
+from hetrun_pynq_z1.timing import COPY_BYTES_PER_S, START_S, Design, matmul_cycles, streamed_seconds
 
 
 class CrampedBoard(CsimBoard):
@@ -163,7 +163,7 @@ def timeline(op: MatMul, n_tokens: int, staging_bytes: int) -> float:
     for i, n in enumerate(pieces):
         engine_done = now + matmul_cycles(number, n, columns, n_tokens).cycles / definition().numbers["CLOCK_HZ"]
         copied = now + (pieces[i + 1] * row_bytes / COPY_BYTES_PER_S if i + 1 < len(pieces) else 0.0)
-        now = max(engine_done, copied) + (LAUNCH_S if i else 0.0)
+        now = max(engine_done, copied) + (START_S if i else 0.0)
     return now
 
 
@@ -172,7 +172,7 @@ def timeline(op: MatMul, n_tokens: int, staging_bytes: int) -> float:
 def test_a_streamed_matmul_takes_what_its_pieces_take(quant: str, rows: int, columns: int, n_tokens: int) -> None:
     op, _ = MatMul("y", Value("x", columns), Weight("w", TENSOR_TYPES[quant], (rows, columns))), None
     for staging_bytes in (1 << 18, 1 << 21):
-        seconds = streamed_seconds(op, n_tokens, staging_bytes, LAUNCH_S, Design.of({}))
+        seconds = streamed_seconds(op, n_tokens, staging_bytes, Design.of({}))
         assert seconds == pytest.approx(timeline(op, n_tokens, staging_bytes))
         assert seconds > stream_bytes(op.weight) / COPY_BYTES_PER_S
 

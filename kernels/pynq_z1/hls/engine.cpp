@@ -456,7 +456,7 @@ void write(uint32_t mode, uint32_t n_rows, uint32_t n_tokens, uint32_t out, uint
 #pragma HLS ARRAY_PARTITION variable = block cyclic factor = 2 dim = 3
     uint32_t largest[kTokenPairs][2];
 #pragma HLS ARRAY_PARTITION variable = largest complete dim = 0
-    float scales[kTokens][kMaxRows / kWriteRows];
+    float inverses[kTokens], scales[kTokens][kMaxRows / kWriteRows];
     uint32_t n_blocks = 0;
     for (uint32_t first = 0; first < n_rows && mode != HETRUN_PYNQ_MODE_GATE; first += block_rows) {
         const uint32_t left = n_rows - first, rows = left < block_rows ? left : block_rows;
@@ -474,6 +474,14 @@ void write(uint32_t mode, uint32_t n_rows, uint32_t n_tokens, uint32_t out, uint
             pair = pair == n_pairs - 1 ? 0 : pair + 1;
             row = pair == 0 ? row + 1 : row;
         }
+        for (uint32_t t = 0; t < n_tokens && coded; ++t) {
+#pragma HLS PIPELINE II = 1
+            const uint32_t most = largest[t / 2][t % 2];
+            const bool finite = most < 0x7f800000u, usable = finite && most >= kLeastUsable;
+            const float value = usable ? bits_float(most) : 1.0f, inverse = over(127.0f, value), scale = over(value, 127.0f);
+            inverses[t] = usable ? inverse : 0.0f;
+            scales[t][n_blocks] = usable ? scale : bits_float(finite ? 0 : 0x7fc00000u);
+        }
         for (uint32_t t = 0; t < n_tokens; ++t) {
             if (!coded) {
                 const uint32_t to = (out + t * out_stride) / 4 + first, n = first >= out_rows ? 0 : out_rows - first < rows ? out_rows - first : rows;
@@ -483,17 +491,15 @@ void write(uint32_t mode, uint32_t n_rows, uint32_t n_tokens, uint32_t out, uint
                 }
                 continue;
             }
-            const uint32_t most = largest[t / 2][t % 2], to = (out + t * out_stride + first) / 4;
-            const bool finite = most < 0x7f800000u, usable = finite && most >= kLeastUsable;
-            const float value = usable ? bits_float(most) : 1.0f, inverse = over(127.0f, value), scale = over(value, 127.0f);
-            scales[t][n_blocks] = usable ? scale : bits_float(finite ? 0 : 0x7fc00000u);
+            const uint32_t to = (out + t * out_stride + first) / 4;
+            const float inverse = inverses[t];
             for (uint32_t word = 0; word < rows / 4; ++word) {
 #pragma HLS PIPELINE II = 2
                 uint32_t codes = 0;
                 for (uint32_t k = 0; k < 4; ++k) {
 #pragma HLS UNROLL
                     const float x = block[t / 2][t % 2][4 * word + k];
-                    if (usable) codes |= static_cast<uint32_t>(code_of(times(x, inverse))) << 8 * k;
+                    if (inverse != 0.0f) codes |= static_cast<uint32_t>(code_of(times(x, inverse))) << 8 * k;
                 }
                 memory[to + word] = codes;
             }

@@ -252,8 +252,8 @@ private:
     sc_core::sc_fifo<sc_time> in_pipeline_{64};  // of two cycles each: no more than activate_cycles / 2 are on the way
 };
 
-// write: collects some rows, then sends those of a token, a word a cycle, or of codes in two after a division, and waits until they are
-// in the memory; scales at the end.
+// write: collects some rows, then sends those of a token, a word a cycle, or of codes in two after the divisions, and waits until they
+// are in the memory; scales at the end.
 class Write : public Process {
 public:
     SC_HAS_PROCESS(Write);
@@ -275,9 +275,9 @@ private:
                     results_.read();
                     cycles(1);
                 }
+                if (job.is_coded()) cycles(engine_.divide_cycles + job.n_tokens);
                 for (uint32_t token = 0; token < job.n_tokens; ++token) {
                     if (job.is_coded()) {
-                        cycles(engine_.divide_cycles);
                         send(job.out + token * job.n_rows + row, n_rows / 4, 2);
                     } else {
                         send(job.out + (token * job.n_rows + row) * 4, n_rows, 1);

@@ -50,7 +50,7 @@ public:
         while (!packets_.empty() && std::max(multiply_free_, packets_.next()) <= at) multiply();
         while (finishes() && std::max(finish_free_, heads_.next()) <= at) finish();
         while (!sums_.empty() && std::max(activate_free_, sums_.next()) <= at) activate();
-        while (to_write_ ? write_free_ + engine_.burst_words * clock_ + way_ <= at : !outputs_.empty()) write();
+        while (to_write_ ? leaves() + way_ <= at : !outputs_.empty()) write();
     }
     // When the last result is in the memory.
     int64_t end() {
@@ -119,7 +119,7 @@ private:
     // The writer collects some rows, then sends those of a token, a word a cycle, or of codes in two, and waits until they are in the
     // memory; scales at the end.
     void write() {
-        const uint32_t rows = scales_ ? 0 : block_rows();
+        const uint32_t rows = block_rows();
         if (to_write_ == 0) {
             write_free_ = std::max(write_free_, outputs_.next());
             outputs_.read(write_free_);
@@ -127,15 +127,12 @@ private:
             if (++collected_ == rows * pairs()) to_write_ = work_.n_tokens;
             return;
         }
-        const bool codes = coded() && !scales_;
-        const uint32_t words = scales_ ? n_blocks_ : codes ? rows / 4 : rows;
-        if (codes && sent_ == 0) write_free_ += engine_.divide_cycles * clock_;
-        const uint32_t n = std::min(engine_.burst_words, words - sent_), token = work_.n_tokens - to_write_;
-        const uint32_t address = kOutAddress + (token * work_.n_rows + first_) * (codes ? 1 : 4) + sent_ * 4;
-        write_free_ += n * (codes ? 2 : 1) * clock_;
+        const uint32_t n = burst_words(), token = work_.n_tokens - to_write_;
+        const uint32_t address = kOutAddress + (token * work_.n_rows + first_) * (codes() ? 1 : 4) + sent_ * 4;
+        write_free_ = leaves();
         const int64_t served = dram_.serve(write_free_ + way_, address, n * 4);
         sent_ += n;
-        if (sent_ != words) return;
+        if (sent_ != words()) return;
         sent_ = 0;
         write_free_ = (served + way_ + clock_ - 1) / clock_ * clock_;
         if (--to_write_ != 0 || scales_) return;
@@ -144,6 +141,15 @@ private:
         first_ += rows;
         scales_ = coded() && first_ == work_.n_rows;
         if (scales_) to_write_ = work_.n_tokens;
+    }
+
+    // Of what a token sends, and of the next burst of it; when that has left.
+    bool codes() const { return coded() && !scales_; }
+    uint32_t words() const { return scales_ ? n_blocks_ : codes() ? block_rows() / 4 : block_rows(); }
+    uint32_t burst_words() const { return std::min(engine_.burst_words, words() - sent_); }
+    int64_t leaves() const {
+        const bool divides = codes() && sent_ == 0 && to_write_ == work_.n_tokens;
+        return write_free_ + ((divides ? engine_.divide_cycles + work_.n_tokens : 0) + burst_words() * (codes() ? 2 : 1)) * clock_;
     }
 
     const int64_t clock_, way_, packet_ps_;

@@ -24,6 +24,7 @@ from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import MatMul, Op
 from hetrun_pynq_z1 import designs, native, project
 from hetrun_pynq_z1.definition import definition
+from hetrun_pynq_z1.launch import launch_cost
 from hetrun_pynq_z1.program import HOST, SPACE, compile_segment, refusal, stream_bytes
 from hetrun_pynq_z1.pynq_board import absence, open_board
 from hetrun_pynq_z1.settings import TIMEOUT_S, BoardSettings, settings_of
@@ -40,9 +41,6 @@ BOARD, STREAM, CSIM = "pynq-z1:0", "pynq-z1:stream", "pynq-z1:csim"
 
 # analytic: 512 MB of DDR3 less 110 MiB for Linux, the program and the KV cache.
 MEMORY_BYTES = 421_527_552
-# analytic: a register write and a wait from C, with cache maintenance of the activations.
-LAUNCH_S = 25e-6
-LAUNCH_BASIS = "analytic:a register write, a wait and cache maintenance from C"
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class PynqZ1Driver:
             description="The PYNQ-Z1 matmul engine, its HLS source run on this machine",
             backing="emulated",
             spaces=(MemorySpace(f"{CSIM}/{SPACE}", settings.memory_bytes or MEMORY_BYTES),),
-            launch=Cost(LAUNCH_S, LAUNCH_BASIS),
+            launch=launch_cost(),
             model={} if default_mhz is None else {"clock_hz": default_mhz * 1e6},
             unavailable=unusable,
         )
@@ -103,7 +101,7 @@ class PynqZ1Driver:
                 MemorySpace(f"{device_id}/{SPACE}", settings.weight_bytes),
                 MemorySpace(HOST, settings.host_bytes),
             ),
-            launch=Cost(LAUNCH_S, LAUNCH_BASIS),
+            launch=launch_cost(),
             model={"clock_hz": settings.clock_mhz * 1e6} if settings.clock_mhz else {},
             unavailable=absent,
             settings=settings,
@@ -122,7 +120,7 @@ class PynqZ1Driver:
             # Beside its matmuls, where placement has it: by itself the host works it out, and a run says so.
             seconds = activation_seconds(op.output.width, n_tokens, design)
         elif staging_bytes:
-            seconds, basis = streamed_seconds(op, n_tokens, staging_bytes, LAUNCH_S, design), STREAMED_BASIS
+            seconds, basis = streamed_seconds(op, n_tokens, staging_bytes, design), STREAMED_BASIS
             resident = {(HOST, op.weight.name): stream_bytes(op.weight)}
         else:
             seconds = matmul_seconds(op, n_tokens, design)
@@ -159,7 +157,7 @@ class PynqZ1Driver:
 
     def design(self, parameters: Mapping[str, int]) -> DesignPoint:
         """The engine with these parameters, for planning only."""
-        return designs.design_point(parameters, MEMORY_BYTES, Cost(LAUNCH_S, LAUNCH_BASIS))
+        return designs.design_point(parameters, MEMORY_BYTES, launch_cost())
 
     def open(self, info: DeviceInfo) -> Device:
         if info.unavailable:

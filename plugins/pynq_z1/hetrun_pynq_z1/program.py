@@ -102,7 +102,7 @@ def refusal(op: Op) -> str | None:
     if isinstance(op, GatedActivation):
         return None if op.function == "silu" else f"the engine's activation is silu, it has no {op.function}"
     if not isinstance(op, MatMul):
-        return f"the engine multiplies matrices only, it has no {op.kind}"
+        return f"the engine has matmuls and the activation between them, no {op.kind}"
     name, columns = op.weight.type.name, op.weight.shape[1]
     known = definition()
     if name not in known.formats:
