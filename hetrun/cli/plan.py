@@ -203,7 +203,7 @@ def _solve(task: Task, solver: Any, search: Search) -> tuple[Task, Plan, Missed 
                 return free, free.solve(solver), Missed(str(error), outcomes)
             except PlacementError:
                 pass
-        raise PlacementError(error.message, remedy=_remedy(error, outcomes)) from error
+        raise PlacementError(error.message + search.memory_basis(), remedy=_remedy(error, outcomes)) from error
 
 
 def _remedy(error: PlacementError, outcomes: Sequence[Outcome]) -> str:

@@ -130,8 +130,9 @@ def build(folder: Path, *flags: str) -> Path:
 
 
 def run_with(library: Path, tests: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs tests of this file in a process that loads that library."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(Path(__file__))]
+    """Runs tests of this file and of the activation's in a process that loads that library."""
+    files = [str(Path(__file__)), str(Path(__file__).with_name("test_pynq_activation.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *files]
     variables = {**os.environ, "HETRUN_PYNQ_Z1_LIBRARY": str(library), **environment}
     return subprocess.run([*command, "-k", tests], capture_output=True, text=True, timeout=500, env=variables, cwd=ROOT)
 
@@ -152,7 +153,7 @@ def ap_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_integers_of_declared_widths_give_the_same_bits(ap_types: Path, tmp_path: Path) -> None:
     library = build(tmp_path, "-DHETRUN_PYNQ_AP", f"-I{ap_types}", "-w")
-    result = run_with(library, "test_bits_are_those or test_the_extremes")
+    result = run_with(library, "test_bits_are_those or test_the_extremes or test_a_fused or test_an_activation")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
@@ -162,7 +163,7 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_streams_of_their_declared_depth_do_not_deadlock(bounded: Path) -> None:
-    result = run_with(bounded, "test_bits_are_those and (Q2_K or Q5_1) and (1- or 7-)")
+    result = run_with(bounded, "(test_bits_are_those and (Q2_K or Q5_1) and (1- or 7-)) or test_a_fused")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
