@@ -13,7 +13,7 @@ from hetrun.calibration.store import fingerprint
 from hetrun.calibration.table import Calibration
 from hetrun.device import Cost, Unsupported, Workload
 from hetrun.errors import DeviceError
-from hetrun.measure.fit import fit, ratios, usual_speed
+from hetrun.measure.fit import fit, ratios, usual_speeds
 from hetrun.measure.links import measure_links
 from hetrun.measure.patterns import BASE_TYPES, Accepts, Group, Pattern, groups
 from hetrun.measure.timing import Bench, Effort
@@ -68,7 +68,7 @@ def calibrate(
     result = replace(result, alike={**result.alike, **alike})
     with Bench(found, effort, clock) as bench:
         progress("launches and links", 1, n_parts)
-        bench.set_probe(probe_of(to_do))
+        bench.set_probes(probe_of(to_do))
         run_s, cold_run_s = bench.launch(_small_op(accepts, found))
         links = measure_links(bench.device, found.info, effort.rounds, clock)
         result = replace(result, launch_s=cold_run_s, links=links)
@@ -84,7 +84,7 @@ def calibrate(
                 prices=fit(observations),
                 ratios=ratios(observations),
                 others=statistics.median(bench.others) if bench.others else None,
-                probe_s=usual_speed(observations),
+                speeds=usual_speeds(observations),
             )
             keep(result)
     if base is not None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hetrun.calibration.table import Levels, Observation
+from hetrun.calibration.table import Levels, Observation, Speeds
 from hetrun.calibration.terms import KEYS, by_context, by_footprint, visible_keys
 from hetrun.measure.timing import LEVELS
 
@@ -22,15 +22,16 @@ _RIDGE = 1e-4
 _BLOCK_KINDS, _BLOCK_WEIGHT = 5, 3.0
 
 
-def usual_speed(observations: Sequence[Observation]) -> float | None:
-    """What the probe mostly took."""
-    return statistics.median(probes) if (probes := [o.probe_s for o in observations if o.probe_s]) else None
+def usual_speeds(observations: Sequence[Observation]) -> Speeds:
+    """What the probes mostly took."""
+    took = [[o.probe_s for o in observations if o.probe_s and o.reading == reading] for reading in (False, True)]
+    return Speeds(*(statistics.median(times) if times else 0.0 for times in took))
 
 
 def fit(observations: Sequence[Observation]) -> Prices:
-    """Prices for each number of rows that was timed, at the speed that the machine mostly had."""
-    speed = usual_speed(observations)
-    observations = [replace(o, seconds=o.at_speed(speed)) for o in observations]
+    """Prices for each number of rows that was timed, at the speeds that the machine mostly had."""
+    speeds = usual_speeds(observations)
+    observations = [replace(o, seconds=o.at_speeds(speeds)) for o in observations]
     found: Prices = {}
     for n_tokens in sorted({o.n_tokens for o in observations}):
         found[n_tokens] = _fit_rows([o for o in observations if o.n_tokens == n_tokens])

@@ -9,13 +9,15 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
-from hetrun.calibration.table import Observation
+from hetrun.calibration.table import Observation, is_reading
 from hetrun.calibration.terms import footprint_bytes, rows_of, terms, with_again
 from hetrun.device import Batch, Bindings, Buffer, Cost, Device, DeviceInfo, Executable, Segment, State
 from hetrun.errors import AllocationError
 from hetrun.measure.busy import ProcessorTime, after_others, others_since, wait_for_quiet
 from hetrun.measure.patterns import N_CTX, Group, Pattern
+from hetrun.measure.probe import DISTURBED, Probe
 from hetrun.ops import Attention, Op, Workload
 from hetrun.plugins import FoundDevice
 from hetrun.run.random_blocks import tiled_blocks
@@ -34,18 +36,14 @@ _LONG_S = 0.1  # from here on a program is timed twice, no oftener: it is itself
 _SHORT_S = 5e-3  # shorter runs are preceded by one that is not timed: caches and threads are then as in a long run
 _SAMPLE_S = 2e-3  # and repeated for as long as this
 _MOST_S = 5.0  # of all rounds of a group, beyond the third
-_PROBE_REPETITIONS, _PROBE_TOKENS, _PROBE_RUNS = 4, 64, 3
-_PROBE_S = 5e-4  # it has fewer repetitions where they take longer
+_PROBE_REPETITIONS, _PROBE_TOKENS = 4, 64
+_COMPUTING_S, _READING_S = 5e-4, 0.02  # probes have fewer repetitions where they take longer
 _FILL_TOKENS = 256
 _FILL_S = 0.5  # to fill the caches of a pattern; longer contexts are left out
-_REMEMBERED = 400  # probes
 _MOST_RUNS = 1000
 _BETWEEN_ROUNDS_S = 0.05  # so that a moment in which others use the memory is not all that is seen
 _PROBING_S = 1.0
 _REST_S = 0.01  # what disturbs may have gone by then
-DISTURBED = math.log(1.12)
-"""A probe that takes this much more or less time than usual, in logarithms, says that the machine is not as usual."""
-
 _NEAR = 2.5  # a repetition larger than this many times a level says nothing about the level
 _MOST_REPETITIONS = 1400  # 256 MB of the smallest matrices that are timed, in 2 bits
 _MOST_RESIDENT_BYTES = 512_000_000
@@ -69,7 +67,7 @@ QUICK = Effort(rounds=3, tries=1, levels=LEVELS[1:])
 
 @dataclass(frozen=True)
 class Sample:
-    """seconds: of a run.   probe_s: of the probe, before and after it."""
+    """seconds: of a run.   probe_s: of the probe that is like it, before and after it."""
 
     seconds: float
     probe_s: float
@@ -87,6 +85,10 @@ class Case:
     run_s: float
     samples: list[Sample] = field(default_factory=list)
 
+    @cached_property
+    def reading(self) -> bool:
+        return is_reading(self.workload.n_tokens, footprint_bytes(self.ops, self.workload))
+
     @property
     def name(self) -> str:
         past = f" behind {self.workload.n_past}" if self.pattern.pasts != (0,) else ""
@@ -101,8 +103,8 @@ class Bench:
         self.effort = effort
         self.clock = clock
         self.others: list[float] = []
-        self._probes: list[float] = []
-        self._probe_case: Case | None = None
+        self._probes: dict[bool, Probe] = {}
+        self._just_probed: tuple[bool, float] | None = None
         self._resources = ExitStack()
         self.device: Device = found.driver.open(found.info)
         self._resources.callback(self.device.close)
@@ -121,32 +123,32 @@ class Bench:
             others = self._rounds(cases)
             return [self._observation(group.name, case, launch_s, others) for case in cases]
 
-    def set_probe(self, pattern: Pattern) -> None:
-        """Runs that pattern around samples from now on: what slows it slows them. Another machine on the same host, a
-        neighbour on the same core or a lower clock may be seen nowhere else.
+    def set_probes(self, pattern: Pattern) -> None:
+        """Runs that pattern around samples from now on: several tokens around what computes, one token of as many
+        weights as no cache holds around what reads memory.
         """
-        bound = self._bound(pattern, min(self._most(pattern), _PROBE_REPETITIONS), self._resources)
-        repetition_s = self._repetition_s(pattern, _PROBE_TOKENS, bound)
-        n = max(1, min(bound.most, round(_PROBE_S / max(repetition_s, 1e-9))))
-        self._probe_case = self._load(pattern, n, _PROBE_TOKENS, bound, self._resources)
+        most = self._most(pattern)
+        for reading, n_tokens, longest_s in ((False, _PROBE_TOKENS, _COMPUTING_S), (True, 1, _READING_S)):
+            wanted = LEVELS[1] // max(pattern.block_bytes, 1) if reading else _PROBE_REPETITIONS
+            bound = self._bound(pattern, max(1, min(most, wanted)), self._resources)
+            in_time = int(longest_s / max(self._repetition_s(pattern, n_tokens, bound), 1e-9))
+            case = self._load(pattern, max(1, min(bound.most, in_time)), n_tokens, bound, self._resources)
+            self._probes[reading] = Probe(partial(self._time, case))
         started = self.clock()
-        while len(self._probes) < 10 or self.clock() - started < _PROBING_S:
-            self.probe()
+        for n in range(1000):
+            if n >= 10 and self.clock() - started > _PROBING_S:
+                break
+            self.probe(reading=n % 2 == 1)
 
-    def probe(self) -> float:
-        """Seconds of the probe now, 1 where none is set."""
-        if self._probe_case is None:
-            return 1.0
-        # Threads may sleep, and others have filled the caches: that is over after the first runs.
-        times = [self._time(self._probe_case) for _ in range(2 + _PROBE_RUNS)]
-        self._probes.append(statistics.median(times[2:]))
-        return self._probes[-1]
+    def probe(self, reading: bool) -> float:
+        """Seconds of a probe now, 1 where there is none."""
+        probe_s = self._probes[reading]() if self._probes else 1.0
+        self._just_probed = (reading, probe_s)
+        return probe_s
 
-    def unusual(self, probe_s: float) -> float:
-        """How far the probe is from what it mostly takes: the logarithm of the ratio, without its sign."""
-        if not self._probes or probe_s <= 0:
-            return 0.0
-        return abs(math.log(probe_s / max(statistics.median(self._probes[-_REMEMBERED:]), 1e-12)))
+    def unusual(self, reading: bool, probe_s: float) -> float:
+        """How far a probe is from what it mostly takes, in logarithms."""
+        return self._probes[reading].unusual(probe_s) if self._probes else 0.0
 
     def launch(self, op: Op) -> tuple[float, float]:
         """Seconds of a run of one small op, which is what a run costs beside its ops and as good as nothing more: one
@@ -299,34 +301,33 @@ class Bench:
         while rounds < self.effort.rounds and (rounds < 3 or self.clock() - started < _MOST_S):
             rounds += 1
             time.sleep(_BETWEEN_ROUNDS_S)
-            probe_s = self.probe()
+            self._just_probed = None
             for case in cases:
                 if rounds <= 2 or case.run_s < _LONG_S:
-                    probe_s = self._sample(case, probe_s)
+                    self._sample(case)
         for case in cases:
-            case.samples = sorted(case.samples, key=lambda s: self.unusual(s.probe_s))[:rounds]
+            case.samples = sorted(case.samples, key=lambda s, c=case: self.unusual(c.reading, s.probe_s))[:rounds]  # type: ignore[misc]
         others = others_since(before)
         if others is not None:
             self.others.append(others)
         return others
 
-    def _sample(self, case: Case, probe_s: float) -> float:
-        """Adds a sample, and more where it was disturbed. What is kept is chosen by the probe, never by its time.
-
-        probe_s: of the probe just now.   Returns that of the one afterwards.
-        """
+    def _sample(self, case: Case) -> None:
+        """Adds a sample, and more where it was disturbed. What is kept is chosen by the probe, never by its time."""
+        reading = case.reading
         for n in range(self.effort.tries):
             if n:
                 time.sleep(_REST_S)
-                probe_s = self.probe()
+                self._just_probed = None
+            # The probe behind one sample serves as the one before the next.
+            just = self._just_probed
+            before_s = just[1] if just and just[0] == reading else self.probe(reading)
             if case.run_s < _SHORT_S:
                 self._time(case)
             seconds = statistics.median(self._times(case, _SAMPLE_S))
-            before_s, probe_s = probe_s, self.probe()
-            case.samples.append(Sample(seconds, math.sqrt(before_s * probe_s)))
-            if self.unusual(case.samples[-1].probe_s) <= DISTURBED:
-                break
-        return probe_s
+            case.samples.append(Sample(seconds, math.sqrt(before_s * self.probe(reading))))
+            if self.unusual(reading, case.samples[-1].probe_s) <= DISTURBED:
+                return
 
     def _observation(self, group: str, case: Case, launch_s: float, others: float | None) -> Observation:
         total: dict[str, float] = {}

@@ -13,7 +13,7 @@ import pytest
 from simulated_device import SimulatedDriver
 
 from hetrun.calibration import store
-from hetrun.calibration.table import Calibration, Check, LinkTimes, Observation
+from hetrun.calibration.table import Calibration, Check, LinkTimes, Observation, Speeds
 from hetrun.errors import ConfigError
 
 from .conftest import found
@@ -37,7 +37,7 @@ def calibration_of(driver: SimulatedDriver) -> Calibration:
         observations=(Observation("g", "p", 1, 10, 1e-3, 2e-3, {"add": 1.0}, {"add": 2e-3}, 0.01, 1.1),),
         checks=(Check("whole", 1.0, 2.0, 1.1),),
         others=0.02,
-        probe_s=1e-3,
+        speeds=Speeds(1e-3, 2e-3),
     )
 
 
