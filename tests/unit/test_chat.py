@@ -317,7 +317,7 @@ def nested(depth: int) -> Any:
         ("{{ tools[3].name }}", TOOLS, "failed"),
     ],
     ids=[
-        "loop", "doubling", "times", "output", "long", "deep-json", "deep-print", "append", "update", "raise", "missing",
+        "loop", "doubling", "times", "output", "long", "deep-json", "deep-print", "append", "update", "raise", "none",
     ],
 )  # fmt: skip
 def test_template_that_fails_over_tools_is_one_line(source: str, tools: list[Any], cause: str) -> None:
