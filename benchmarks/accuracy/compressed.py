@@ -61,7 +61,7 @@ SHOWN = {
 KV = ("f16", "q8_0", "kv4", "kv4h")
 SHORT, LONG = 512, 4096
 SINK, WINDOW = 2, 2044
-TEXT_TOKENS = 20992
+TEXT_TOKENS, CALIBRATION_TOKENS = 20992, 4096
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class Bench:
             text.write_text(calibration_text())
             say(f"making {path}")
             command = [sys.executable, "-m", "hetrun", "compress", "--model", self.source, "-c", text, "-o", path]
-            subprocess.run([*map(str, command), *STEPS[name]], check=True)
+            tokens = ["--tokens", str(CALIBRATION_TOKENS)]
+            subprocess.run([*map(str, command), *tokens, *STEPS[name]], check=True)
         return path
 
     def measure(self, run: Run) -> list[float]:
@@ -190,8 +191,8 @@ def report(bench: Bench, results: dict[Run, float], machine: dict[str, object]) 
     return "\n\n".join(
         (
             f"Measured on the cpu device ({facts}). SmolLM2-135M-Instruct Q4_1, {short:,} tokens of Python's language "
-            f"reference in windows of {SHORT}; calibrated on 16,384 tokens of the standard library's docstrings. "
-            "The matrices of the layers are compressed; the embedding, which is the head too, stays as it was.",
+            f"reference in windows of {SHORT}; calibrated on {CALIBRATION_TOKENS:,} tokens of the standard library's "
+            "docstrings. The matrices of the layers are compressed; the embedding, which is the head too, stays.",
             table(("weights, KV f16", "file", "perplexity", "over base"), steps),
             "By KV format (`kv4h` is `kv4` behind a rotation):",
             table(("weights", *KV), caches),
