@@ -61,6 +61,7 @@ SHOWN = {
 KV = ("f16", "q8_0", "kv4", "kv4h")
 SHORT, LONG = 512, 4096
 SINK, WINDOW = 2, 2044
+TEXT_TOKENS, CALIBRATION_TOKENS = 20992, 4096
 
 
 @dataclass(frozen=True)
@@ -99,19 +100,22 @@ class Bench:
         text = "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
         with ModelFile.open(self.source) as file:
             ids = Tokenizer.from_metadata(file.metadata).encode(text, add_special=False)
-        self.ids = ids[: args.tokens]
+        self.ids = ids[:TEXT_TOKENS]
 
     def path(self, name: str) -> Path:
-        """The file of a step, made where it is missing, or was made by another hetrun."""
+        """The file of a step, made where it is missing."""
         if name == BASE:
             return self.source
         path = self.folder / f"{name}.gguf"
         if not path.exists():
+            if time.monotonic() > self.deadline:
+                raise OutOfTimeError
             text = self.folder / "calibration.txt"
             text.write_text(calibration_text())
             say(f"making {path}")
             command = [sys.executable, "-m", "hetrun", "compress", "--model", self.source, "-c", text, "-o", path]
-            subprocess.run([*map(str, command), *STEPS[name]], check=True)
+            tokens = ["--tokens", str(CALIBRATION_TOKENS)]
+            subprocess.run([*map(str, command), *tokens, *STEPS[name]], check=True)
         return path
 
     def measure(self, run: Run) -> list[float]:
@@ -121,19 +125,21 @@ class Bench:
         kept = self.folder / f"{run.name},{key}.txt"
         done = [float(line) for line in kept.read_text().split()] if kept.exists() else []
         windows = list(self.windows(run.n_ctx))
-        if len(done) < len(windows):
-            attention = {"sink": SINK, "window": WINDOW} if run.windowed else {}
-            options = {"kv_format": run.kv, "n_ctx": run.n_ctx, "threads": self.args.threads, **attention}
-            with hetrun.load(path, devices=["cpu"], **options) as model:
-                for window in windows[len(done) :]:
-                    if time.monotonic() > self.deadline:
-                        raise OutOfTimeError
-                    done.append(perplexity(model.session, window, n_ctx=run.n_ctx).nll)
-                    kept.write_text("\n".join(map(repr, done)))
+        if len(done) >= len(windows):
+            return done[: len(windows)]
+        attention = {"sink": SINK, "window": WINDOW} if run.windowed else {}
+        options = {"kv_format": run.kv, "n_ctx": run.n_ctx, "threads": self.args.threads, **attention}
+        with hetrun.load(path, devices=["cpu"], **options) as model:
+            for window in windows[len(done) :]:
+                if time.monotonic() > self.deadline:
+                    raise OutOfTimeError
+                done.append(perplexity(model.session, window, n_ctx=run.n_ctx).nll)
+                kept.write_text("\n".join(map(repr, done)))
         return done
 
     def windows(self, n_ctx: int) -> Iterator[Sequence[int]]:
-        return (self.ids[i : i + n_ctx] for i in range(0, len(self.ids) - n_ctx + 1, n_ctx))
+        n = min(len(self.ids), max(self.args.tokens, n_ctx))
+        return (self.ids[i : i + n_ctx] for i in range(0, n - n_ctx + 1, n_ctx))
 
     def ppl(self, run: Run) -> float:
         nll = self.measure(run)
@@ -166,25 +172,31 @@ def shown(value: float) -> str:
 
 
 def report(bench: Bench, results: dict[Run, float], machine: dict[str, object]) -> str:
-    base = results[Run(BASE)]
-    size = {name: bench.path(name).stat().st_size / 1e6 for name in SHOWN}
-    steps = [[SHOWN[f], f"{size[f]:.1f} MB", shown(results[Run(f)]), f"{results[Run(f)] / base:.2f}"] for f in SHOWN]
-    caches = [[SHOWN[f], *(shown(results[Run(f, kv)]) for kv in KV)] for f in (BASE, "w2", "w2s24")]
+    def cell(run: Run) -> str:
+        return shown(results[run]) if run in results else "not yet"
+
+    def size(name: str) -> str:
+        return f"{bench.path(name).stat().st_size / 1e6:.1f} MB" if Run(name) in results else ""
+
+    def ratio(run: Run) -> str:
+        return f"{results[run] / results[Run(BASE)]:.2f}" if run in results else ""
+
+    steps = [[SHOWN[f], size(f), cell(Run(f)), ratio(Run(f))] for f in SHOWN]
+    caches = [[SHOWN[f], *(cell(Run(f, kv)) for kv in KV)] for f in (BASE, "w2", "w2s24")]
     attention = [
-        [SHOWN[f], *(shown(results[Run(f, "f16", LONG, windowed)]) for windowed in (False, True))]
-        for f in (BASE, "w2s24")
+        [SHOWN[f], *(cell(Run(f, "f16", LONG, windowed)) for windowed in (False, True))] for f in (BASE, "w2s24")
     ]
     facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items())
-    n = len(bench.ids)
+    short, long = (n_ctx * len(list(bench.windows(n_ctx))) for n_ctx in (SHORT, LONG))
     return "\n\n".join(
         (
-            f"Measured on the cpu device ({facts}). SmolLM2-135M-Instruct Q4_1, {n:,} tokens of Python's language "
-            f"reference in windows of {SHORT}; calibrated on 16,384 tokens of the standard library's docstrings. "
-            "Matrices of the layers are compressed, embedding and head stay Q8_0 or what they were.",
+            f"Measured on the cpu device ({facts}). SmolLM2-135M-Instruct Q4_1, {short:,} tokens of Python's language "
+            f"reference in windows of {SHORT}; calibrated on {CALIBRATION_TOKENS:,} tokens of the standard library's "
+            "docstrings. The matrices of the layers are compressed; the embedding, which is the head too, stays.",
             table(("weights, KV f16", "file", "perplexity", "over base"), steps),
             "By KV format (`kv4h` is `kv4` behind a rotation):",
             table(("weights", *KV), caches),
-            f"By attention, in windows of {LONG}: all keys, or {SINK} sinks and the last {WINDOW}:",
+            f"By attention, {long:,} tokens in windows of {LONG}: all keys, or {SINK} sinks and the last {WINDOW}:",
             table(("weights", "full", f"{SINK} + {WINDOW}"), attention),
         )
     )
@@ -192,7 +204,7 @@ def report(bench: Bench, results: dict[Run, float], machine: dict[str, object]) 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=20992, help="of the text that is measured on")
+    parser.add_argument("--tokens", type=int, default=TEXT_TOKENS, help="of the text that is measured on, at most")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--write", action="store_true", help="docs/compression.md, from this run")
@@ -209,7 +221,7 @@ def main() -> None:
             results[run] = bench.ppl(run)
             say(f"{run.name}: {shown(results[run])}")
     except OutOfTimeError:
-        raise SystemExit(f"stopped with {len(results)} of {len(RUNS)} done: the same command goes on") from None
+        say(f"stopped with {len(results)} of {len(RUNS)} done: the same command goes on")
     text = report(bench, results, {k: v for k, v in performance_page.machine(args.threads, "").items() if v})
     print(text)
     if args.write:
