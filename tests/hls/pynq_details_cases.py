@@ -36,6 +36,7 @@ def test_details_follow_the_board(board: Make, overlay: Path, monkeypatch: pytes
     before = shown(overlay, reserved=RANGE, wait="interrupt", staging_bytes=1 << 20)
     assert before["overlay"] == Detail("overlay", str(overlay))
     assert before["loaded"].value == "unknown" and "no record" in str(before["loaded"].missing)
+    assert before["engine"].value.startswith("unknown; this hetrun expects VERSION")
     assert before["register map"].value == "as this hetrun's, 8 registers at 0x43c00000"
     assert before["contiguous memory (CMA)"].value == "134217728 bytes, 102400000 free; at most 134217728 are taken"
     assert before["reserved memory"] == Detail("reserved memory", "4194304 bytes, 0x10000000 to 0x10400000")

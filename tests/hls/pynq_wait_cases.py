@@ -81,10 +81,11 @@ def test_devices_of_one_process_share_the_board_and_the_last_one_closes_it(board
     simulated = board()
     infos = {i.id: i for i in PynqZ1Driver().probe({"overlay": str(overlay), **STREAMED})}
     resident, stream = (PynqZ1Driver().open(infos[name]) for name in ("pynq-z1:0", "pynq-z1:stream"))
+    buffer = stream.alloc(64)
     assert simulated.downloads == 1
     resident.close()
-    buffer = stream.alloc(64)
     assert simulated.live
+    buffer.write(memoryview(b"1" * 64))
     stream.close()
     with pytest.raises(DeviceError, match="closed"):
         buffer.write(memoryview(b"1"))

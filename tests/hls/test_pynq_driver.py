@@ -113,9 +113,9 @@ def test_the_planner_keeps_room_for_values_and_counts_the_reserved_range() -> No
 
     mib = 1 << 20
     place = {"base": 0x10000000, "bytes": 64 * mib}
-    assert capacities(cma_bytes=300 * mib) == {"pynq-z1:0/ddr": 244 * mib, "host": 433_061_888 - 300 * mib}
+    assert capacities(cma_bytes=300 * mib) == {"pynq-z1:0/ddr": 268 * mib, "host": 433_061_888 - 300 * mib}
     assert capacities(cma_bytes=100 * mib, reserved=place) == {
-        "pynq-z1:0/ddr": (50 + 64) * mib,
+        "pynq-z1:0/ddr": (68 + 64) * mib,
         "host": 433_061_888 - 164 * mib,
     }
 
