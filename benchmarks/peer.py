@@ -41,20 +41,19 @@ SMOLLM2 = "SmolLM2-135M_Q4_1"
 FILES = (SMOLLM2, *FILE_TYPES)
 DEFAULT_FILES = FILES
 READ_MEGABYTES = 768  # beyond the caches of every core we know
-# Reads between a few steps of decode each: a virtual machine's memory changes within a second.
-MOMENTS, MOMENT_STEPS = 16, 8
 REST_S = 0.1  # between two measurements, so that the threads of the one before have parked
 QUIET_WAIT_S = 3.0  # longest wait for others to leave the processor alone
 QUIET_FRACTION = 0.9  # of the processor's time, idle
 TRIES = 2  # measurements at most, for each repetition wanted
+SLICE = 16  # steps of a decode test that one side takes at a time
 
 
 @dataclass(frozen=True)
 class Row:
-    """One test on one file.   ours_tps, peer_tps: one figure a repetition, taken one after another.
+    """One test on one file.   ours_tps, peer_tps, read_bytes_per_s: one figure a repetition, taken one after another.
 
-    moments: of a decode, pairs of the bytes/s that some steps of it read and that plain reads around them reached.
-    others: median share of the processor that other programs took during the repetitions.
+    decode_bytes: what a decode step reads of the file; 0 for prefill.   others: median share of the processor that
+    other programs took meanwhile.
     """
 
     file: str
@@ -62,7 +61,8 @@ class Row:
     n_tokens: int
     ours_tps: tuple[float, ...]
     peer_tps: tuple[float, ...]
-    moments: tuple[tuple[float, float], ...]
+    read_bytes_per_s: tuple[float, ...]
+    decode_bytes: int
     others: float
 
     @property
@@ -70,14 +70,20 @@ class Row:
         return tuple(ours / peer for ours, peer in zip(self.ours_tps, self.peer_tps, strict=True))
 
     @property
-    def read_bytes_per_s(self) -> float | None:
-        """What plain reads reached."""
-        return statistics.median(read for _, read in self.moments) if self.moments else None
-
-    @property
     def bandwidth_fraction(self) -> float | None:
         """Bytes that decode reads a second over what plain reads reach; above 1 where a cache holds the weights."""
-        return statistics.median(ours / read for ours, read in self.moments) if self.moments else None
+        if not self.decode_bytes:
+            return None
+        fractions = (t * self.decode_bytes / r for t, r in zip(self.ours_tps, self.read_bytes_per_s, strict=True))
+        return statistics.median(fractions)
+
+    @property
+    def ratio_at_read_rate(self) -> float | None:
+        """The ratio of a decode that takes the weights at the read rate: none is faster, but from a cache."""
+        if not self.decode_bytes:
+            return None
+        limits = (r / self.decode_bytes / t for t, r in zip(self.peer_tps, self.read_bytes_per_s, strict=True))
+        return statistics.median(limits)
 
 
 class Worker:
@@ -153,7 +159,9 @@ def model_path(name: str, cache: Path) -> Path:
     if name == SMOLLM2:
         return Catalog.load().pull("smollm2-135m")
     if name not in FILE_TYPES:
-        return Path(name)
+        if not (path := Path(name)).is_file():
+            raise SystemExit(f"error: {name} is no file, and none of {', '.join(FILES)}")
+        return path
     path = cache / f"tinyllama-shaped-{name}.gguf"
     if not path.exists():
         say(f"making {path}")
@@ -172,7 +180,7 @@ def decode_bytes(path: Path) -> int:
 def measure(name: str, path: Path, args: argparse.Namespace, peer: Path, read: Worker) -> list[Row]:
     """Every test on one file, from the shortest prefill on."""
     tests = [("prefill", n) for n in args.prefill] + [("decode", n) for n in args.decode]
-    n_ctx = max(n for _, n in tests) + 1 + MOMENT_STEPS
+    n_ctx = max(n for _, n in tests) + 1
     common = [path, str(args.threads), str(n_ctx)]
     rows = []
     with ExitStack() as stack:
@@ -182,44 +190,46 @@ def measure(name: str, path: Path, args: argparse.Namespace, peer: Path, read: W
             side.ask("prefill 64")  # first touches: pages of the file, repacked weights
             side.ask("decode 4")
         for test, n in tests:
-            line, samples = f"{test} {n}", list[Sample]()
+            samples = list[Sample]()
             # More tries where others disturb. What is kept is chosen by how quiet it was, never by its figures.
             for _ in range(args.repetitions * TRIES):
-                samples.append(sample(ours, theirs, line, n))
+                samples.append(sample(ours, theirs, read, test, n))
                 if sum(s.others <= performance_page.DISTURBED for s in samples) == args.repetitions:
                     break
             kept = sorted(samples, key=lambda s: s.others)[: args.repetitions]
-            columns = tuple(zip(*(s[:2] for s in kept), strict=True))
+            columns = tuple(zip(*(s[:3] for s in kept), strict=True))
             others = statistics.median(s.others for s in kept)
-            moments = read_moments(ours, read, line, decode_bytes(path)) if test == "decode" else ()
-            row = Row(name, test, n, *columns, moments, others)
+            row = Row(name, test, n, *columns, decode_bytes(path) if test == "decode" else 0, others)
             say(performance_page.text_row(row))
             rows.append(row)
     return rows
 
 
-def read_moments(ours: Worker, read: Worker, line: str, step_bytes: int) -> tuple[tuple[float, float], ...]:
-    """Pairs of bytes/s: of a few steps of decode, and the mean of plain reads right before and right after them."""
-    ours.ask(line)
-    before, moments = read.ask(""), list[tuple[float, float]]()
-    for _ in range(MOMENTS):
-        seconds, after = ours.ask(f"append {MOMENT_STEPS}"), read.ask("")
-        moments.append((MOMENT_STEPS * step_bytes / seconds, (before + after) / 2))
-        before = after
-    return tuple(moments)
-
-
 class Sample(NamedTuple):
-    """others: the larger share of the processor that other programs took during one of the two."""
+    """others: the largest share of the processor that other programs took during one of the three."""
 
     ours_tps: float
     peer_tps: float
+    read_bytes_per_s: float
     others: float
 
 
-def sample(ours: Worker, theirs: Worker, line: str, n: int) -> Sample:
-    (ours_s, ours_others), (peer_s, peer_others) = (ask_quietly(worker, line) for worker in (ours, theirs))
-    return Sample(n / ours_s, n / peer_s, max(ours_others, peer_others))
+def sample(ours: Worker, theirs: Worker, read: Worker, test: str, n: int) -> Sample:
+    """One repetition. Decode goes in slices, both sides and a read in turn: a memory's rate changes within a second."""
+    if test == "decode":
+        for side in (ours, theirs):
+            side.ask("decode 0")
+        lines = [f"step {min(SLICE, n - done)}" for done in range(0, n, SLICE)]
+    else:
+        lines = [f"{test} {n}"]
+    answers = [
+        [ask_quietly(worker, question) for worker, question in ((ours, line), (theirs, line), (read, ""))]
+        for line in lines
+    ]
+    ours_s, peer_s = (sum(row[side][0] for row in answers) for side in (0, 1))
+    read_bytes_per_s = statistics.harmonic_mean([row[2][0] for row in answers])
+    others = max(statistics.fmean(row[side][1] for row in answers) for side in range(3))
+    return Sample(n / ours_s, n / peer_s, read_bytes_per_s, others)
 
 
 def ask_quietly(worker: Worker, line: str) -> tuple[float, float]:
@@ -247,8 +257,12 @@ def _processor_ticks() -> list[int]:
 
 
 def record(row: Row) -> dict[str, object]:
-    figures = {"read_bytes_per_s": row.read_bytes_per_s, "bandwidth_fraction": row.bandwidth_fraction}
-    return {**asdict(row), "ratios": row.ratios, **figures}
+    return {
+        **asdict(row),
+        "ratios": row.ratios,
+        "bandwidth_fraction": row.bandwidth_fraction,
+        "ratio_at_read_rate": row.ratio_at_read_rate,
+    }
 
 
 def parse() -> argparse.Namespace:

@@ -50,7 +50,7 @@ int main(int argc, char** argv) {
         std::atomic<bool> go{false};
         std::vector<uint64_t> sums(n_threads);
         std::vector<std::thread> threads;
-        constexpr int kPasses = 2;
+        constexpr int kPasses = 4;
         for (int t = 0; t < n_threads; ++t)
             threads.emplace_back([&, t] {
                 ready.fetch_add(1);

@@ -19,22 +19,25 @@ HETRUN_INLINE void lookup_step(const Lanes& p, const Head& head, size_t own, flo
     } else {
         scale[0] = scale[1] = C::template scale<S>(p, head)[own];
     }
-    if constexpr (C::kMin == 32) minimum[0] = minimum[1] = C::template minimum<S>(p, head)[own];
+    int offset = C::kShift ? 1 << C::kShift : 0;
+    constexpr bool kZero = C::kRowScales;  // codes minus their zero point are scaled, where products add a minimum
+    if constexpr (kZero) offset = C::zero(p)[own];
+    if constexpr (C::kMin == 32 && !kZero) minimum[0] = minimum[1] = C::template minimum<S>(p, head)[own];
     if constexpr (C::kMin == 16) {
         minimum[0] = C::template minimum16<S, 0>(p, head)[own];
         minimum[1] = C::template minimum16<S, 1>(p, head)[own];
     }
     for (size_t i = 0; i < 32; ++i) {
-        const int code = codes[i / 4][own][i % 4] - (C::kShift ? 1 << C::kShift : 0);
+        const int code = codes[i / 4][own][i % 4] - offset;
         const float x = scale[i / 16] * static_cast<float>(code);
-        out[i] = C::kMin ? x + minimum[i / 16] : x;
+        out[i] = C::kMin && !kZero ? x + minimum[i / 16] : x;
     }
 }
 
 template <class C>
 void lookup(const uint8_t* group, size_t row, size_t n, float* out) {
     constexpr size_t kSteps = C::kBlock / 32;
-    Lanes p = {group, row / kLanes * kLanes};
+    Lanes p = {group, row / kLanes * kLanes, group + n / C::kBlock * C::kBytes};
     for (size_t b = 0; b < n / C::kBlock; ++b, p.block += C::kBytes) {
         const Head head = C::head(p);
         unrolled<kSteps>([&](auto s) HETRUN_INLINE_LAMBDA {
