@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,10 @@ SETTINGS = ("memory_bytes", "overlay", "clock_mhz", "cma_bytes", "timeout_s")
 # analytic: 512 MB of DDR3 less 110 MiB for Linux, the program and the KV cache.
 MEMORY_BYTES = 421_527_552
 
-
 # analytic: what the board's image reserves when its boot arguments say nothing else.
 CMA_BYTES = 128 << 20
+
+MOST_HOST_THREADS = 16  # more would find no rows to run in a usual matmul
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class PynqZ1Driver:
 
     Settings of the board: overlay (a .bit file, its .hwh beside it), clock_mhz (of the fabric), cma_bytes (contiguous
     memory that it may take; all of the kernel's where absent), timeout_s (of a launch).
-    Of csim: memory_bytes (of the board's DDR that weights and values may take).
+    Of csim: memory_bytes (of the board's DDR that weights and values may take), threads (of this machine).
     """
 
     name = "pynq-z1"
@@ -80,7 +82,7 @@ class PynqZ1Driver:
             backing="emulated",
             spaces=(MemorySpace(f"{CSIM}/{SPACE}", memory_bytes),),
             launch=launch_cost(),
-            model={"clock_hz": clock_hz},
+            model={"clock_hz": clock_hz, "host_threads": float(_host_threads(config))},
             unavailable=unusable,
         )
         board = BoardInfo(
@@ -166,4 +168,14 @@ class PynqZ1Driver:
             assert info.settings is not None
             board = PynqBoard(info.id, info.settings, info.spaces[0].capacity_bytes)
             return PynqDevice(info, board, info.settings.timeout_s)
-        return PynqDevice(info, CsimBoard(info.id, info.spaces[0].capacity_bytes), TIMEOUT_S)
+        threads = int(info.model["host_threads"])
+        return PynqDevice(info, CsimBoard(info.id, info.spaces[0].capacity_bytes, threads), TIMEOUT_S)
+
+
+def _host_threads(config: Mapping[str, object]) -> int:
+    """Threads of this machine that csim may use: as many as it was given, else a core each."""
+    threads = config.get("threads")
+    if isinstance(threads, int) and threads >= 1:
+        return min(threads, MOST_HOST_THREADS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return min(cores, MOST_HOST_THREADS)

@@ -173,6 +173,7 @@ def library() -> ctypes.CDLL:
         "hetrun_pynq_design_timing": (None, [ctypes.POINTER(Design), u32, u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_secda_matmul": (None, [u32, u32, u32, u32, u32, u32, ctypes.POINTER(SecdaTiming)]),
         "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
+        "hetrun_pynq_csim_threads": (None, [pointer, u32]),
         "hetrun_pynq_csim_destroy": (None, [pointer]),
     }
     for name, (result, arguments) in prototypes.items():
