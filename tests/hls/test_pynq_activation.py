@@ -82,7 +82,9 @@ def run(
         weights = {w.name: memoryview(blocks[w.name].tobytes()) for op in ops for w in op.weights}
         executable = device.load(driver.compile(info, segment), weights, Bindings(buffers, {}))
         found = []
+        window = device._window.block.view  # type: ignore[attr-defined]
         for _ in range(2):  # the second run finds what the first has left
+            window[:] = b"\xff" * len(window)  # floats of these bits are NaN
             executable.run(Batch.of([0] * n, range(n), [0] * n, []))
         for value in outputs:
             y = np.empty((n, value.width), np.float32)

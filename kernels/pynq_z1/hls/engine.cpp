@@ -495,7 +495,7 @@ void write(uint32_t mode, uint32_t n_rows, uint32_t n_tokens, uint32_t out, uint
                 for (uint32_t k = 0; k < 4; ++k) {
 #pragma HLS UNROLL
                     const float x = block[t / 2][t % 2][4 * word + k];
-                    if (inverse != 0.0f) codes |= static_cast<uint32_t>(code_of(times(x, inverse))) << 8 * k;
+                    codes |= static_cast<uint32_t>(code_of(times(x, inverse))) << 8 * k;
                 }
                 memory[to + word] = codes;
             }

@@ -1,13 +1,12 @@
 // A launch: activations are quantised, descriptors written, the engine started and awaited. Nothing here knows whether registers
 // and memory are a board's or simulated.
 #include <cstring>
-#include <ctime>
 #include <vector>
 
 #include "../hls/activation.h"
 #include "../hls/engine.h"
 #include "../hls/formats.h"
-#include "hetrun_pynq_z1.h"
+#include "launch.h"
 
 namespace hetrun::pynq {
 namespace {
@@ -15,12 +14,6 @@ namespace {
 constexpr uint32_t kTokens = HETRUN_PYNQ_TOKENS, kMaxRows = HETRUN_PYNQ_MAX_ROWS, kTile = HETRUN_PYNQ_TILE_ROWS;
 
 uint32_t rounded_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
-
-double now_s() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
 
 // Memory of the window, front to back.
 class Cursor {
@@ -60,22 +53,6 @@ struct Sizes {
 
 uint32_t slabs_of(uint32_t n_rows) { return (n_rows + kMaxRows - 1) / kMaxRows; }
 
-int32_t start(const hetrun_pynq_seam& seam, uint32_t ring, uint32_t count, double timeout_s, hetrun_pynq_report& report) {
-    seam.write(seam.context, HETRUN_PYNQ_REG_RING, ring);
-    seam.write(seam.context, HETRUN_PYNQ_REG_COUNT, count);
-    seam.write(seam.context, HETRUN_PYNQ_REG_CTRL, 1);
-    const double limit = now_s() + timeout_s;
-    while ((seam.read(seam.context, HETRUN_PYNQ_REG_CTRL) & 2) == 0) {
-        if (now_s() > limit) return HETRUN_PYNQ_TIMEOUT;
-    }
-    report.n_launches += 1;
-    report.n_descriptors += seam.read(seam.context, HETRUN_PYNQ_REG_DONE);
-    report.busy_cycles += seam.read(seam.context, HETRUN_PYNQ_REG_BUSY_CYCLES);
-    report.stall_cycles += seam.read(seam.context, HETRUN_PYNQ_REG_STALL_CYCLES);
-    report.status = seam.read(seam.context, HETRUN_PYNQ_REG_STATUS);
-    return report.status == HETRUN_PYNQ_STATUS_OK ? HETRUN_PYNQ_OK : HETRUN_PYNQ_ENGINE_ERROR;
-}
-
 uint32_t groups_of(uint32_t n_tokens) { return (n_tokens + kTokens - 1) / kTokens; }
 
 // One launch: a ring of descriptors and the activations that it reads, put into the window from its front on.
@@ -98,9 +75,8 @@ public:
         const hetrun_pynq_matmul& last = gated ? m[1] : *m;
         const Prepared *x = prepare(*m), *x_last = prepare(last);
         const bool coded = last.mode == HETRUN_PYNQ_MODE_CODES_32 || last.mode == HETRUN_PYNQ_MODE_CODES_256;
-        const Prepared* codes = coded ? take(last.out, last.mode == HETRUN_PYNQ_MODE_CODES_256) : nullptr;
+        const Prepared* codes = coded ? blank(last) : nullptr;
         if (x == nullptr || x_last == nullptr || (coded && codes == nullptr)) return false;
-        if (coded) clear(*codes, rows(last.rows_are_outputs));
         const uint32_t n_rows = rows(m->rows_are_outputs);
         // Slab by slab of rows, group by group of tokens: the engine keeps the gates of one.
         for (uint32_t first = 0; first < m->n_rows; first += kMaxRows) {
@@ -108,12 +84,13 @@ public:
                 const uint32_t tokens = n_rows - t < kTokens ? n_rows - t : kTokens;
                 if (gated) descriptors_[count++] = describe(*m, *x, first, t, tokens);
                 descriptors_[count] = describe(last, *x_last, first, t, tokens);
-                if (coded) write_codes(descriptors_[count], *codes, last.mode, first, t);
+                if (coded) write_codes(descriptors_[count], *codes, last.mode, last.first_row + first, t);
                 ++count;
             }
         }
         return true;
     }
+    const Descriptor* descriptors() const { return descriptors_; }
     uint32_t used() const { return static_cast<uint32_t>(cursor_.used()); }
 
     uint32_t address = 0, count = 0;  // of the descriptors
@@ -135,10 +112,15 @@ private:
         return &p;
     }
 
-    // The engine writes no codes beyond the input's width: there they are zero.
-    static void clear(const Prepared& p, size_t n_rows) {
-        std::memset(p.host_codes, 0, n_rows * p.code_stride);
-        std::memset(p.host_scales, 0, n_rows * p.scale_stride);
+    // Room for the codes that a matmul writes, once for all its parts. It writes none beyond the input's width: there they are zero.
+    const Prepared* blank(const hetrun_pynq_matmul& m) {
+        const bool super = m.mode == HETRUN_PYNQ_MODE_CODES_256;
+        const Prepared& p = prepared_[2 * m.out + super];
+        if (p.done) return &p;
+        if (take(m.out, super) == nullptr) return nullptr;
+        std::memset(p.host_codes, 0, size_t{rows(m.rows_are_outputs)} * p.code_stride);
+        std::memset(p.host_scales, 0, size_t{rows(m.rows_are_outputs)} * p.scale_stride);
+        return &p;
     }
 
     // Room for an input's codes.
@@ -156,11 +138,11 @@ private:
     static Descriptor describe(const hetrun_pynq_matmul& m, const Prepared& x, uint32_t first, uint32_t t, uint32_t tokens) {
         const Format& f = kFormats[m.format];
         const uint32_t columns = static_cast<uint32_t>(chunk_columns(f)), n_chunks = rounded_up(m.n_columns, columns) / columns;
-        const uint32_t tile_bytes = 8 * static_cast<uint32_t>(tile_words(f)), out_stride = 4 * m.n_rows;
+        const uint32_t tile_bytes = 8 * static_cast<uint32_t>(tile_words(f)), out_stride = 4 * m.out_width;
         const uint32_t own = m.n_rows - first < kMaxRows ? m.n_rows - first : kMaxRows;
         return {m.format, rounded_up(own, kTile), n_chunks, tokens, m.weights + first / kTile * n_chunks * tile_bytes,
                 x.codes + t * x.code_stride, x.code_stride, x.scales + t * x.scale_stride, x.scale_stride,
-                m.mode == HETRUN_PYNQ_MODE_GATE ? 0 : m.out + t * out_stride + 4 * first, out_stride, own, m.mode, 0, 0, 0};
+                m.mode == HETRUN_PYNQ_MODE_GATE ? 0 : m.out + t * out_stride + 4 * (m.first_row + first), out_stride, own, m.mode, 0, 0, 0};
     }
 
     static void write_codes(Descriptor& d, const Prepared& to, uint32_t mode, uint32_t first, uint32_t t) {
@@ -198,8 +180,10 @@ uint64_t hetrun_pynq_window_bytes(const hetrun_pynq_matmul* matmuls, uint32_t n_
 
 int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* window, const hetrun_pynq_matmul* matmuls,
                         uint32_t n_matmuls, const hetrun_pynq_input* inputs, uint32_t n_inputs, const hetrun_pynq_gated* gated,
-                        uint32_t n_gated, uint32_t n_tokens, uint32_t n_outputs, double timeout_s, hetrun_pynq_report* report) {
+                        uint32_t n_gated, uint32_t n_tokens, uint32_t n_outputs, const hetrun_pynq_staging* staging,
+                        double timeout_s, hetrun_pynq_report* report) {
     *report = {};
+    const Launcher launcher(*seam, timeout_s, *report);
     const auto flush = [&](uint32_t address, uint32_t nbytes) { seam->flush(seam->context, address, nbytes); };
     const auto invalidate = [&](uint32_t address, uint32_t nbytes) { seam->invalidate(seam->context, address, nbytes); };
     for (uint32_t wave = 0, at = 0, act = 0; at < n_matmuls || act < n_gated; ++wave) {
@@ -224,11 +208,13 @@ int32_t hetrun_pynq_run(const hetrun_pynq_seam* seam, const hetrun_pynq_window* 
         const auto of_results = [&](const auto& keep) {
             for (uint32_t i = first; i < at; ++i) {
                 const uint32_t n_rows = ring.rows(matmuls[i].rows_are_outputs);
-                if (n_rows && writes_floats(matmuls[i])) keep(matmuls[i].out, n_rows * matmuls[i].n_rows * 4);
+                const hetrun_pynq_matmul& m = matmuls[i];
+                if (n_rows && writes_floats(m)) keep(m.out + 4 * m.first_row, 4 * ((n_rows - 1) * m.out_width + m.n_rows));
             }
         };
         of_results(flush);  // what the host wrote to the results' lines must not be written back over them later
-        const int32_t status = start(*seam, ring.address, ring.count, timeout_s, *report);
+        const int32_t status = staging == nullptr ? launcher.run(ring.address, ring.count)
+                                                  : stream(launcher, *staging, ring.descriptors(), ring.address, ring.count);
         if (status != HETRUN_PYNQ_OK) return status;
         of_results(invalidate);
     }

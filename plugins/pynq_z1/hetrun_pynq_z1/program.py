@@ -11,7 +11,7 @@ from hetrun.ops import GatedActivation, MatMul, Op, Value
 from hetrun.tensor import Weight
 from hetrun_pynq_z1.definition import definition, super_blocks
 
-SPACE = "ddr"
+SPACE, HOST = "ddr", "host"
 
 
 @dataclass(frozen=True)
