@@ -23,6 +23,7 @@ from hetrun.tensor import TENSOR_TYPES, Weight
 from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.driver import PynqZ1Driver
+from hetrun_pynq_z1.weights import PackedWeight
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "kernels" / "pynq_z1"
@@ -251,9 +252,8 @@ def test_a_transfer_that_is_not_aligned_is_an_error_with_the_engine_s_reason(mon
     try:
         buffers = {v.name: device.alloc(segment.value_bytes(v)) for v in (value, op.output)}
         blocks = memoryview(bytes(weight.nbytes))
-        packed = device.packed(weight, blocks)
-        packed.address += 4
-        monkeypatch.setattr(device, "packed", lambda *_: packed)
+        address = PackedWeight.address
+        monkeypatch.setattr(PackedWeight, "address", lambda self, row: address(self, row) + 4)
         executable = device.load(driver.compile(info, segment), {"w": blocks}, Bindings(buffers, {}))
         with pytest.raises(DeviceError, match=r"pynq-z1:csim: segment s: the engine refused .*BAD_ADDRESS"):
             executable.run(Batch.of([0], [0], [0], []))
