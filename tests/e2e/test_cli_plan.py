@@ -9,7 +9,7 @@ import pytest
 from command import Done, hetrun, make_plugin, require_device
 from models import tiny_llama
 
-USAGE, PLAN, DEVICE = 2, 6, 7
+USAGE, CONTEXT, PLAN, DEVICE = 2, 5, 6, 7
 BOARD = ("--device", "model:cortex-a9", "--device", "model:pynq-z1")
 TINYLLAMA = ("plan", "--shape", "tinyllama-382mb", "--system", "pynq-z1")
 
@@ -310,3 +310,11 @@ def test_pins_beyond_a_memory_name_the_pin_and_the_bytes(tmp_path: Path) -> None
     done = hetrun(tmp_path, *args)
     failed(done, PLAN, "model:card/ram memory holds 1.0 MB", "--pin 'blk.*.ffn_up=model:card'")
     assert "blk.0.ffn_up and 21 more are pinned to model:card" in done.errors[0]
+
+
+def test_lengths_that_exceed_the_context_are_an_error(tiny: Path, tmp_path: Path) -> None:
+    args = ("plan", "--model", tiny, "--device", "reference")
+    done = hetrun(tmp_path, *args, "--prompt-tokens", "60", "--gen-tokens", "5")
+    failed(done, CONTEXT, "a prompt of 60 tokens and an answer of 5 do not fit a context of 64", "--ctx")
+    assert hetrun(tmp_path, *args, "--prompt-tokens", "60", "--gen-tokens", "4").code == 0
+    assert hetrun(tmp_path, *args).code == 0  # the usual lengths are nobody's wish
