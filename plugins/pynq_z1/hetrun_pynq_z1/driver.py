@@ -43,7 +43,7 @@ BOARD, STREAM, CSIM = "pynq-z1:0", "pynq-z1:stream", "pynq-z1:csim"
 # analytic: 512 MB of DDR3 less 110 MiB for Linux, the program and the KV cache.
 MEMORY_BYTES = 421_527_552
 
-MOST_HOST_THREADS = 16  # more would find no rows to run in a usual matmul
+MOST_HOST_THREADS = 16  # of csim: more would find no rows to run in a usual matmul
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PynqZ1Driver:
     predicted time. With `staging_bytes` the board is there a second time, as "pynq-z1:stream": weights of ops placed
     there stay in the host's memory and are copied for every step.
 
-    Settings: `hetrun_pynq_z1.settings`.
+    Settings: `hetrun_pynq_z1.settings`. threads: those of this machine that csim runs on.
     """
 
     name = "pynq-z1"
