@@ -12,6 +12,7 @@ import click
 
 from hetrun.cli import options
 from hetrun.errors import HetrunError
+from hetrun.model.encodings import is_container
 
 if TYPE_CHECKING:
     from hetrun.model.gguf_file import ModelFile
@@ -116,13 +117,15 @@ def _totals(file: ModelFile) -> dict[str, dict[str, int]]:
 def _record(file: ModelFile, support: Support) -> dict[str, Any]:
     n_elements = sum(w.n_elements for w in file.tensors.values())
     n_bytes = sum(w.nbytes for w in file.tensors.values())
+    encoded = is_container(file.metadata)
     return {
         "path": str(file.path),
         "paths": [str(path) for path in file.paths],
         "version": file.version,
         "size_bytes": file.size_bytes,
         "alignment_bytes": file.alignment,
-        "architecture": file.metadata.get("general.architecture"),
+        "architecture": file.architecture if encoded else file.metadata.get("general.architecture"),
+        "compressed": encoded,
         "supported": support.model is None,
         "unsupported_reason": support.model,
         "memory": {"n_ctx": support.n_ctx, "bytes": dict(support.memory)} if support.memory else None,

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich.text import Text
 
+from hetrun.model.encodings import is_container
 from hetrun.model.gguf_file import ModelFile
 from hetrun.model.metadata import MetadataArray, MetadataValue
 from hetrun.view.console import console, plain, size, table
@@ -48,7 +49,7 @@ def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[s
     out.print(
         plain(
             f"GGUF {file.version}, {size(file.size_bytes)}, architecture "
-            f"{file.metadata.get('general.architecture', 'not named')}, {len(file.tensors)} tensors, "
+            f"{_architecture(file)}, {len(file.tensors)} tensors, "
             f"{n_elements / 1e6:.1f} M parameters"
             + (f", {8 * n_bytes / n_elements:.2f} bits each" if n_elements else "")
         )
@@ -80,6 +81,12 @@ def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[s
     for name, numbers in totals.items():
         shown.add_row(name, *(f"{numbers[key]:,}" for key in counted))
     out.print(shown)
+
+
+def _architecture(file: ModelFile) -> str:
+    if is_container(file.metadata):
+        return f"{file.architecture}, compressed by hetrun"
+    return str(file.metadata.get("general.architecture", "not named"))
 
 
 def _short(value: MetadataValue) -> str:
