@@ -67,7 +67,8 @@ class _TensorInfo(NamedTuple):
 class ModelFile:
     """A GGUF file, mapped into memory. Made by `ModelFile.open`; use it as a context manager or call `close`.
 
-    path: where it was opened.   version: of the GGUF format, 2 or 3.   size_bytes: of the whole file.
+    path: where it was opened.   paths: of all files, several where the model is split.   version: of the GGUF format,
+    2 or 3.   size_bytes: of the whole.
     alignment: bytes, a power of two from 8; each tensor's blocks start at a multiple of it in the file, and in memory
     too as far as the page size goes.
     tensors: {name: Weight} in file order, shapes outermost dimension first; those in an encoding of ours
@@ -78,6 +79,7 @@ class ModelFile:
         """Parses `data`; ModelFileError where it is no valid GGUF file."""
         cursor = Cursor(data, str(path))
         self.path = path
+        self.paths: tuple[Path, ...] = (path,)
         self.size_bytes = len(data)
         self.version = _read_version(cursor)
         n_tensors = cursor.count("tensor_count", _LEAST_TENSOR_BYTES, MAX_TENSORS)
@@ -93,14 +95,26 @@ class ModelFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ModelFile:
-        """Map and check the GGUF file at `path`, GGUF 2 or 3, little-endian.
+        """Map and check the GGUF file at `path`, GGUF 2 or 3, little-endian; of a split model all parts, whichever is
+        named.
 
-        Raises ModelNotFoundError where nothing is there, ModelFileError where it cannot be read or is not valid.
+        Raises ModelNotFoundError where nothing is there, ModelFileError where it cannot be read or is not valid, and
+        where parts are missing or do not belong together.
         """
+        file = cls.open_single(path)
+        if file.metadata.get("split.count", 0) in (0, 1):  # 0: parts that were merged again
+            return file
+        from hetrun.model.split_file import open_split
+
+        return open_split(file)
+
+    @staticmethod
+    def open_single(path: str | os.PathLike[str]) -> ModelFile:
+        """As `open`, but of a split model this part alone."""
         name = os.fsdecode(path)
         data = _map(name)
         try:
-            file = cls(Path(name), data)
+            file = ModelFile(Path(name), data)
             file.release_pages()  # the header was walked once, megabytes of it, and little of it is read again
             return file
         except BaseException:
@@ -170,7 +184,7 @@ class ModelFile:
             raise ModelFileError(
                 f"holds no tensor {quoted(name)}",
                 path=str(self.path),
-                remedy="it may be one part of a split model, or hold only a vocabulary: use the complete file",
+                remedy="it may hold only a vocabulary: use the complete file",
             )
         start = self._starts[name]
         return self._view[start : start + self.tensors[name].nbytes]

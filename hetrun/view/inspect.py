@@ -31,6 +31,12 @@ class Support(Protocol):
     @property
     def n_ctx(self) -> int: ...
 
+    @property
+    def unused(self) -> tuple[str, ...]: ...
+
+    @property
+    def tied(self) -> bool: ...
+
 
 def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[str, int]]) -> None:
     """The file as a whole, its metadata, its tensors, and totals by type (tensors, elements, bytes)."""
@@ -38,6 +44,8 @@ def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[s
     n_elements = sum(w.n_elements for w in file.tensors.values())
     n_bytes = sum(w.nbytes for w in file.tensors.values())
     out.print(plain(file.path, "bold"))
+    if len(file.paths) > 1:
+        out.print(plain(f"and {len(file.paths) - 1} more: {', '.join(path.name for path in file.paths[1:])}"))
     out.print(
         plain(
             f"GGUF {file.version}, {size(file.size_bytes)}, architecture "
@@ -48,6 +56,12 @@ def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[s
     )
     for what, reason in (("runs here", support.model), ("tokenizer", support.tokenizer)):
         out.print(Text(f"{what}: ").append("yes" if reason is None else "no: ").append(plain(reason or "")))
+    if support.tied:
+        out.print("output head: the token embeddings (tied)")
+    if support.unused:
+        more = ", ..." if len(support.unused) > _SHOWN_ITEMS else ""
+        names = ", ".join(support.unused[:_SHOWN_ITEMS])
+        out.print(plain(f"note: not used, and left out: {len(support.unused)} tensors: {names}{more}"))
     if support.memory:
         taken = ", ".join(f"{space} {size(n)}" for space, n in support.memory.items())
         out.print(plain(f"memory: {taken} with a context of {support.n_ctx}"))
