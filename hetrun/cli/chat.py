@@ -46,6 +46,7 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
     **sampling: Any,
 ) -> int:
     """Talks with a model, in the words of its own chat template. What was said before is not run again.
@@ -59,7 +60,9 @@ def command(
 
     Sampling(**sampling)
     StopFilter(stops)
-    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)) as loaded:
+    with load_model(
+        model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
+    ) as loaded:
         # A file without a template is refused before the first turn.
         loaded.chat_prompt([{"role": "user", "content": "hello"}])
         chat = _Chat(loaded, system_prompt, max_tokens, {"stop": stops, **sampling})
