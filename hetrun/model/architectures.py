@@ -31,26 +31,29 @@ class Architecture:
     build: Callable[[Mapping[str, Any], Tensors, GraphOptions], Graph]
 
 
+_HEAD_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")
+_NORMS_AFTER = ("post_attention_norm.weight", "post_ffw_norm.weight")
+
 # What llama.cpp takes for granted where a file leaves a key out stands in `defaults`.
 FAMILIES = (
     DecoderFamily("llama", rope_layout="interleaved"),  # 1 to 3.3, TinyLlama, SmolLM 1 and 2, Mistral, Mixtral
     DecoderFamily("smollm3", rope_layout="interleaved", rope_skips=4),
     DecoderFamily("granite", rope_layout="interleaved", divide_logits=True),
-    DecoderFamily("qwen2"),
-    DecoderFamily("qwen3"),
-    DecoderFamily("qwen3moe"),
-    DecoderFamily("phi3"),
-    DecoderFamily("olmo2", norms_before=False),
+    DecoderFamily("qwen2", needs=("attn_q.bias", "attn_k.bias", "attn_v.bias")),
+    DecoderFamily("qwen3", needs=_HEAD_NORMS),
+    DecoderFamily("qwen3moe", needs=_HEAD_NORMS),
+    DecoderFamily("phi3", needs=("attn_qkv.weight", "ffn_up.weight")),
+    DecoderFamily("olmo2", norms_before=False, needs=_HEAD_NORMS),
     DecoderFamily("gemma", activation="gelu", scale_embedding=True),
     DecoderFamily(
-        "gemma2", activation="gelu", scale_embedding=True, wide_layers=46,
+        "gemma2", activation="gelu", scale_embedding=True, wide_layers=46, needs=_NORMS_AFTER,
         defaults={
             "attention.sliding_window": 4096, "attention.sliding_window_pattern": 2,
             "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
         },
     ),
     DecoderFamily(
-        "gemma3", activation="gelu", scale_embedding=True, wide_layers=62,
+        "gemma3", activation="gelu", scale_embedding=True, wide_layers=62, needs=_NORMS_AFTER + _HEAD_NORMS,
         defaults={"attention.sliding_window_pattern": 6, "rope.freq_base_swa": 10000.0},
     ),
 )  # fmt: skip

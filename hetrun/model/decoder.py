@@ -52,6 +52,7 @@ class DecoderFamily:
     norms_before: norms stand before attention and feed-forward (after them: where the file has tensors for it).
     rope_skips: every n-th layer does not rotate (0: all do).
     wide_layers: a model of so many layers scales its scores by sqrt(n_embd / n_heads), not by sqrt(head_dim).
+    needs: tensors of every layer that other families may do without.
     defaults: values of metadata keys that files may leave out.   builder: what makes the graph.
     """
 
@@ -63,6 +64,7 @@ class DecoderFamily:
     norms_before: bool = True
     rope_skips: int = 0
     wide_layers: int = 0
+    needs: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     builder: type[DecoderBuilder] | None = None
 
@@ -104,6 +106,7 @@ class DecoderBuilder:
         self.options = options
         self.ops: list[Op] = []
         self.used: set[str] = set()
+        self.in_layers = {*family.needs, *filter(None, map(_in_layer, tensors))}
 
     def graph(self) -> Graph:
         hp = self.hp
@@ -144,7 +147,8 @@ class DecoderBuilder:
         return self.bias(f"{blk}.attn_output", self.matmul(f"{blk}.attn_output", y, hp.n_embd))
 
     def feed_forward(self, blk: str, layer: int, x: Value) -> Value:
-        if self.hp.experts and f"{blk}.ffn_gate.weight" not in self.tensors:
+        dense = any(f"{blk}.{name}.weight" in self.tensors for name in ("ffn_gate", "ffn_up", "ffn_down"))
+        if self.hp.experts and not dense:
             return self.expert_feed_forward(blk, self.hp.experts, x)
         n_ff = self.hp.n_ff[layer]
         fused = "ffn_up" if f"{blk}.ffn_gate.weight" not in self.tensors else "ffn_gate_up"
@@ -202,7 +206,12 @@ class DecoderBuilder:
         def part(name: str, kind: str, shape: tuple[int, ...]) -> Weight | None:
             own = f"{blk}.{name}.{kind}"
             if not whole:
-                return self.weight(own, shape) if kind == "weight" else self.optional(own, shape)
+                if kind == "bias":
+                    return self.optional(own, shape)
+                of_others = f"{fused}.{kind}" in self.in_layers and f"{name}.{kind}" not in self.in_layers
+                if of_others and f"{source}.{kind}" not in self.tensors:
+                    raise self.missing(f"{source}.{kind}", (sum(rows.values()), *shape[1:]))
+                return self.weight(own, shape)
             tensor = self.optional(f"{source}.{kind}", (sum(rows.values()), *shape[1:]))
             return None if tensor is None else Weight(own, tensor.type, shape, tensor.name, first[name])
 
@@ -244,10 +253,9 @@ class DecoderBuilder:
     def head_norm(self, name: str, x: Value) -> Value:
         """A norm of each head, or of all at once, where the file has one."""
         found = self.tensors.get(f"{name}.weight")
-        if found is None:
-            return x
-        width = x.width if found.shape == (x.width,) else self.hp.head_dim
-        return self.norm(name, x, width)
+        width = x.width if found and found.shape == (x.width,) else self.hp.head_dim
+        weight = self.optional(f"{name}.weight", (width,))
+        return x if weight is None else self.emit(RmsNorm(name, x, weight, self.hp.norm_eps))
 
     def rope(self, name: str, layer: int, x: Value) -> Value:
         skips = self.family.rope_skips
@@ -259,16 +267,22 @@ class DecoderBuilder:
     def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
         weight = self.optional(name, shape)
         if weight is None:
-            near = difflib.get_close_matches(name, self.tensors, n=3)
-            hint = f"the file has {', '.join(near)}" if near else "the file may be damaged or of another architecture"
-            raise UnsupportedModelError(
-                f"tensor {name} {list(shape)} is missing for architecture {self.family.name}", remedy=hint
-            )
+            raise self.missing(name, shape)
         return weight
 
+    def missing(self, name: str, shape: tuple[int, ...]) -> UnsupportedModelError:
+        near = difflib.get_close_matches(name, self.tensors, n=3)
+        hint = f"the file has {', '.join(near)}" if near else "the file may be damaged or of another architecture"
+        return UnsupportedModelError(
+            f"tensor {name} {list(shape)} is missing for architecture {self.family.name}", remedy=hint
+        )
+
     def optional(self, name: str, shape: tuple[int, ...]) -> Weight | None:
+        """None where neither the family needs the tensor nor another layer has it."""
         weight = self.tensors.get(name)
         if weight is None:
+            if _in_layer(name) in self.in_layers:
+                raise self.missing(name, shape)
             return None
         if weight.shape != shape:
             raise UnsupportedModelError(
@@ -298,3 +312,9 @@ class DecoderBuilder:
             f"architecture {self.family.name} with tensors {', '.join(unused[:3])}{more} is not supported",
             remedy="this variant of the model needs ops that hetrun does not build yet",
         )
+
+
+def _in_layer(name: str) -> str | None:
+    """A tensor's name within its layer; None for one that is of no layer."""
+    head, _, rest = name.partition(".")
+    return rest.partition(".")[2] if head == "blk" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetrun.errors import ContextError, ModelFileError, UnsupportedModelError
@@ -91,7 +92,7 @@ class Hyperparameters:
             attention_soft_cap=keys.number("attn_logit_softcapping", default=0.0),
             embedding_scale=keys.number("embedding_scale", default=1.0),
             residual_scale=keys.number("residual_scale", default=1.0),
-            logit_scale=keys.number("logit_scale", default=1.0),
+            logit_scale=keys.positive("logit_scale", default=1.0),
             logit_soft_cap=keys.number("final_logit_softcapping", default=0.0),
         )
 
@@ -100,9 +101,11 @@ def _head_dim(keys: Keys, n_embd: int, n_heads: int) -> int:
     if n_embd % n_heads and not keys.has("attention.key_length"):
         raise ModelFileError(f"{n_heads} heads in a width of {n_embd}", field=keys.name("attention.head_count"))
     head_dim = keys.size("attention.key_length", default=n_embd // n_heads)
-    if keys.size("attention.value_length", default=head_dim) != head_dim:
+    value_dim = keys.size("attention.value_length", default=head_dim)
+    if value_dim != head_dim:
+        value_key, key_key = keys.name("attention.value_length"), keys.name("attention.key_length")
         raise UnsupportedModelError(
-            f"{keys.name('attention.value_length')}: values of another length than keys, {head_dim}, are not supported"
+            f"keys and values of different length are not supported: {value_key} is {value_dim}, {key_key} {head_dim}"
         )
     return head_dim
 
@@ -115,7 +118,7 @@ def _vocabulary(keys: Keys, tensors: Tensors) -> int:
     n_vocab = table.shape[0]
     tokens = keys.metadata.get("tokenizer.ggml.tokens")
     counts = {keys.name("vocab_size"): keys.size("vocab_size", default=n_vocab)}
-    if hasattr(tokens, "__len__"):
+    if isinstance(tokens, Sequence):
         counts["tokenizer.ggml.tokens"] = len(tokens)
     for field, count in counts.items():
         if count != n_vocab:

@@ -112,10 +112,11 @@ def _factors(n_pairs: int, n_ctx: int, scaling: _Scaling, tensors: Tensors) -> t
             )
     elif name not in tensors:
         return (1.0,) * n_pairs
-    factors = tensors.floats(name, n_pairs)
-    if not all(math.isfinite(f) and f > 0 for f in factors):
-        raise ModelFileError("expected positive factors", field=f"tensor {name}")
-    return factors
+    found = {other: tensors.floats(other, n_pairs) for other in FACTOR_TENSORS if other in tensors}
+    for other, factors in found.items():
+        if not all(math.isfinite(f) and f > 0 for f in factors):
+            raise ModelFileError("expected positive factors", field=f"tensor {other}")
+    return found[name]
 
 
 def _yarn(keys: Keys, plain: tuple[float, ...], scaling: _Scaling, magnitude: float) -> RopeTable:
