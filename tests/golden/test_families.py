@@ -55,7 +55,7 @@ def test_logits_are_those_of_transformers(name: str, case: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("case", CASES)
 def test_quantised_weights_stay_within_quantisation_noise_on_cpu(case: str, tmp_path: Path) -> None:
-    """The cpu, which rounds activations too, lies no farther from the reference than twice what rounding weights did.
+    """The cpu, which rounds activations too, is off the reference by no more than four times what rounding weights did.
 
     Of the median token: where another expert is chosen by a hair, logits are of another model.
     """
@@ -65,5 +65,5 @@ def test_quantised_weights_stay_within_quantisation_noise_on_cpu(case: str, tmp_
     def error(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.median(((a - b) ** 2).sum(axis=1) / (exact**2).sum(axis=1)))
 
-    assert error(cpu, rounded) <= 2.0 * error(rounded, exact)
+    assert error(cpu, rounded) <= 4.0 * error(rounded, exact)
     assert error(rounded, exact) <= 1e-3
