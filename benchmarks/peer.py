@@ -45,6 +45,7 @@ REST_S = 0.1  # between two measurements, so that the threads of the one before 
 QUIET_WAIT_S = 3.0  # longest wait for others to leave the processor alone
 QUIET_FRACTION = 0.9  # of the processor's time, idle
 TRIES = 2  # measurements at most, for each repetition wanted
+SLICE = 16  # steps of a decode test that one side takes at a time
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ class Row:
             return None
         fractions = (t * self.decode_bytes / r for t, r in zip(self.ours_tps, self.read_bytes_per_s, strict=True))
         return statistics.median(fractions)
+
+    @property
+    def ratio_at_read_rate(self) -> float | None:
+        """The ratio of a decode that takes the weights at the read rate: none is faster, but from a cache."""
+        if not self.decode_bytes:
+            return None
+        limits = (r / self.decode_bytes / t for t, r in zip(self.peer_tps, self.read_bytes_per_s, strict=True))
+        return statistics.median(limits)
 
 
 class Worker:
@@ -143,7 +152,9 @@ def model_path(name: str, cache: Path) -> Path:
     if name == SMOLLM2:
         return Catalog.load().pull("smollm2-135m")
     if name not in FILE_TYPES:
-        return Path(name)
+        if not (path := Path(name)).is_file():
+            raise SystemExit(f"error: {name} is no file, and none of {', '.join(FILES)}")
+        return path
     path = cache / f"tinyllama-shaped-{name}.gguf"
     if not path.exists():
         say(f"making {path}")
@@ -172,10 +183,10 @@ def measure(name: str, path: Path, args: argparse.Namespace, peer: Path, read: W
             side.ask("prefill 64")  # first touches: pages of the file, repacked weights
             side.ask("decode 4")
         for test, n in tests:
-            line, samples = f"{test} {n}", list[Sample]()
+            samples = list[Sample]()
             # More tries where others disturb. What is kept is chosen by how quiet it was, never by its figures.
             for _ in range(args.repetitions * TRIES):
-                samples.append(sample(ours, theirs, read, line, n))
+                samples.append(sample(ours, theirs, read, test, n))
                 if sum(s.others <= performance_page.DISTURBED for s in samples) == args.repetitions:
                     break
             kept = sorted(samples, key=lambda s: s.others)[: args.repetitions]
@@ -196,10 +207,22 @@ class Sample(NamedTuple):
     others: float
 
 
-def sample(ours: Worker, theirs: Worker, read: Worker, line: str, n: int) -> Sample:
-    answers = [ask_quietly(worker, question) for worker, question in ((ours, line), (theirs, line), (read, ""))]
-    (ours_s, _), (peer_s, _), (read_bytes_per_s, _) = answers
-    return Sample(n / ours_s, n / peer_s, read_bytes_per_s, max(others for _, others in answers))
+def sample(ours: Worker, theirs: Worker, read: Worker, test: str, n: int) -> Sample:
+    """One repetition. Decode goes in slices, both sides and a read in turn: a memory's rate changes within a second."""
+    if test == "decode":
+        for side in (ours, theirs):
+            side.ask("decode 0")
+        lines = [f"step {min(SLICE, n - done)}" for done in range(0, n, SLICE)]
+    else:
+        lines = [f"{test} {n}"]
+    answers = [
+        [ask_quietly(worker, question) for worker, question in ((ours, line), (theirs, line), (read, ""))]
+        for line in lines
+    ]
+    ours_s, peer_s = (sum(row[side][0] for row in answers) for side in (0, 1))
+    read_bytes_per_s = statistics.harmonic_mean([row[2][0] for row in answers])
+    others = max(statistics.fmean(row[side][1] for row in answers) for side in range(3))
+    return Sample(n / ours_s, n / peer_s, read_bytes_per_s, others)
 
 
 def ask_quietly(worker: Worker, line: str) -> tuple[float, float]:
@@ -227,7 +250,12 @@ def _processor_ticks() -> list[int]:
 
 
 def record(row: Row) -> dict[str, object]:
-    return {**asdict(row), "ratios": row.ratios, "bandwidth_fraction": row.bandwidth_fraction}
+    return {
+        **asdict(row),
+        "ratios": row.ratios,
+        "bandwidth_fraction": row.bandwidth_fraction,
+        "ratio_at_read_rate": row.ratio_at_read_rate,
+    }
 
 
 def parse() -> argparse.Namespace:

@@ -31,7 +31,8 @@ DISTURBED = 0.05
 
 BEGIN, END = "<!-- figures: written by benchmarks/peer.py -->", "<!-- end of figures -->"
 HEADERS = (
-    "file", "test", "hetrun", "llama.cpp", "ratio", "min", "max", "target", "read rate, GB/s", "used of it", "others",
+    "file", "test", "hetrun", "llama.cpp", "ratio", "min", "max", "target", "read rate, GB/s", "used of it",
+    "ratio at it", "others",
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def machine(threads: int, peer: str) -> dict[str, object]:
 def cells(row: Row) -> tuple[str, ...]:
     ratio = statistics.median(row.ratios)
     target = TARGETS.get(row.file, {}).get(row.test)
-    fraction = row.bandwidth_fraction
+    fraction, limit = row.bandwidth_fraction, row.ratio_at_read_rate
     verdict = "disturbed" if row.others > DISTURBED else "met" if target and ratio >= target else "not met"
     return (
         row.file,
@@ -66,13 +67,14 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if target is None else f"{target:.1f} {verdict}",
         f"{statistics.median(row.read_bytes_per_s) / 1e9:.1f}",
         "" if fraction is None else f"{fraction:.0%}",
+        "" if limit is None else f"{limit:.2f}",
         f"{row.others:.0%}",
     )
 
 
 def text_row(row: Row) -> str:
-    file, test, ours, peer, ratio, low, high, target, read, used, others = cells(row)
-    used = f"   reads {used} of {read} GB/s" if used else ""
+    file, test, ours, peer, ratio, low, high, target, read, used, limit, others = cells(row)
+    used = f"   reads {used} of {read} GB/s ({limit} at all of it)" if used else ""
     target = f"   target {target}" if target else ""
     return (
         f"{file:20} {test:12} {ours:>8} / {peer:>8} tokens/s = {ratio} ({low}-{high}){target}{used}   others {others}"

@@ -2,7 +2,7 @@
 
 Names: isa, kv_format, window, sink. Each line of stdin is answered by the seconds that it took, hetrun's own Python
 included: "prefill N" and "decode N" from an empty context, "extend N" from the context there is to one of N tokens,
-"append N" for N single tokens behind it, which are then forgotten. "prefill 0" empties the context.
+"step N" for N single tokens behind it, "append N" for such that are then forgotten. "prefill 0" empties the context.
 """
 
 from __future__ import annotations
