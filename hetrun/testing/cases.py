@@ -199,6 +199,8 @@ def _experts() -> Iterator[OpCase]:
         for name, normalise, factor in (("", True, 1.0), ("-raw", False, 2.5)):
             op = Route("blk.0.ffn_route", Value("scores", n_experts), n_used, normalise, factor)
             yield OpCase(f"route{name}-{n_used}of{n_experts}-{n_tokens}", op, prompt(n_tokens), spread=2.0)
+    equal = Route("blk.0.ffn_route", Value("scores", 8), 3)
+    yield OpCase("route-equal-3of8-7", equal, prompt(7), spread=0.0)
     for type_name, n_in, n_ff, n_out in (
         ("F32", 33, 17, 35),
         ("F16", 64, 48, 64),
