@@ -23,7 +23,6 @@ from hetrun.tensor import TENSOR_TYPES, Weight
 from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.driver import PynqZ1Driver
-from hetrun_pynq_z1.weights import PackedWeight
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "kernels" / "pynq_z1"
@@ -252,8 +251,9 @@ def test_a_transfer_that_is_not_aligned_is_an_error_with_the_engine_s_reason(mon
     try:
         buffers = {v.name: device.alloc(segment.value_bytes(v)) for v in (value, op.output)}
         blocks = memoryview(bytes(weight.nbytes))
-        address = PackedWeight.address
-        monkeypatch.setattr(PackedWeight, "address", lambda self, row: address(self, row) + 4)
+        loaded = device.loaded(weight, blocks)
+        address = loaded.address(0)
+        monkeypatch.setattr(loaded, "address", lambda row: address + 4)
         executable = device.load(driver.compile(info, segment), {"w": blocks}, Bindings(buffers, {}))
         with pytest.raises(DeviceError, match=r"pynq-z1:csim: segment s: the engine refused .*BAD_ADDRESS"):
             executable.run(Batch.of([0], [0], [0], []))
