@@ -19,23 +19,30 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from predicted import nearest, time_runs
+
 import hetrun
 from hetrun.api import choose_devices, graph_of
+from hetrun.calibration.table import Speeds
 from hetrun.config import load_system
 from hetrun.errors import HetrunError
 from hetrun.graph.graph import Graph
+from hetrun.measure.calibrate import accepts_of, probe_of
+from hetrun.measure.patterns import groups
+from hetrun.measure.timing import Bench, Effort
 from hetrun.model.architectures import GraphOptions
 from hetrun.model.shape import Shape, load_shape
 from hetrun.plan.place import Request, make_plan
 from hetrun.plan.plan import Plan
 from hetrun.plugins import FoundDevice, Registry
-from hetrun.run.bench import bench_decode, bench_prefill
+from hetrun.run.session import Session
 from hetrun.toml_table import shipped
 from hetrun_cpu.host import processor_name
 
@@ -135,7 +142,18 @@ def answer_s(times: Times) -> float:
     return times.prefill_s + ANSWER * times.decode_s
 
 
-def ran(mix: str, pins: Sequence[str]) -> Ran:
+def all_ran() -> list[Ran]:
+    """Every mix. Where the cpu is calibrated, its probes choose the runs that count: those at the speeds of then."""
+    cpu = choose_devices(Registry.load(), ["cpu"])[0]
+    with Bench(cpu, Effort()) as bench:
+        speeds = Speeds()
+        if cpu.calibration is not None:
+            bench.set_probes(probe_of(groups((), ("f16",), accepts_of(cpu))))
+            speeds = cpu.calibration.speeds
+        return [ran(mix, pins, bench, speeds) for mix, pins in MIXES.items()]
+
+
+def ran(mix: str, pins: Sequence[str], bench: Bench, speeds: Speeds) -> Ran:
     """Prefill of RUN_PROMPT tokens, and RUN_ANSWER steps behind the first token."""
     devices = ["cpu", "reference"] if pins else ["cpu"]
     with hetrun.load(MODEL, devices=devices, pins=pins, n_ctx=CONTEXT) as model:
@@ -145,17 +163,35 @@ def ran(mix: str, pins: Sequence[str]) -> Ran:
         rules = [Pin.parse(p) for p in pins]
         prompt = make_plan(graph, used, Request(RUN_PROMPT, RUN_ANSWER), rules)
         steps = make_plan(graph, used, Request(1, RUN_ANSWER), rules)
-        prefill = bench_prefill(model.session, RUN_PROMPT, REPETITIONS)
-        decode = bench_decode(model.session, RUN_ANSWER, REPETITIONS)
+        session = model.session
+        tokens = [7 * i % session.n_vocab for i in range(max(RUN_PROMPT, RUN_ANSWER + 1))]
+
+        def prefill_s() -> float:
+            session.truncate(0, 0)
+            return fed_s(session, tokens[:RUN_PROMPT])
+
+        def decode_s() -> float:
+            session.truncate(0, 0)
+            session.feed(tokens[:1])
+            return statistics.median(fed_s(session, [token]) for token in tokens[1 : RUN_ANSWER + 1])
+
+        prefill = nearest(time_runs(bench, speeds, False, REPETITIONS, prefill_s), REPETITIONS)
+        decode = nearest(time_runs(bench, speeds, True, REPETITIONS, decode_s), REPETITIONS)
     return Ran(
         mix,
         model.plan.predicted["decode"].n_segments,
         prompt.predicted["prefill"].total_s,
-        statistics.median(prefill.n / tps for tps in prefill.tps),
+        statistics.median(run.seconds for run in prefill),
         steps.predicted["decode"].total_s,
-        statistics.median(1 / tps for tps in decode.tps),
+        statistics.median(run.seconds for run in decode),
         "; ".join(prompt.basis),
     )
+
+
+def fed_s(session: Session, tokens: Sequence[int]) -> float:
+    started = time.perf_counter()
+    session.feed(tokens)
+    return time.perf_counter() - started
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -222,7 +258,8 @@ def measurements(rows: Sequence[Ran]) -> str:
     bases = sorted({basis for r in rows for basis in r.basis.split("; ")})
     guessed = all(basis.startswith("analytic:") for basis in bases)
     return (
-        f"{MODEL}, prompt of {RUN_PROMPT} tokens, {RUN_ANSWER} tokens one by one; medians of {REPETITIONS}. {where}."
+        f"{MODEL}, prompt of {RUN_PROMPT} tokens, {RUN_ANSWER} tokens one by one; medians of the {REPETITIONS} runs"
+        f" in which probes\nfound the machine nearest to the speeds of its calibration. {where}."
         f"\nPredictions are from {'; '.join(bases)}"
         f"{': nothing was calibrated, so that they are orders of magnitude' if guessed else ''}."
         f"\n\n{table(headers, body)}"
@@ -268,7 +305,7 @@ def main() -> None:
     args = parser.parse_args()
     registry = Registry.load()
     rows = [planned(shape, system, registry) for shape in SHAPES for system in shipped("systems")]
-    runs = [] if args.no_run else [ran(mix, pins) for mix, pins in MIXES.items()]
+    runs = [] if args.no_run else all_ran()
     if args.json:
         print(json.dumps({"predicted": [asdict(r) for r in rows], "ran": [asdict(r) for r in runs]}))
     else:

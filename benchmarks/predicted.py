@@ -30,13 +30,14 @@ from peer import SMOLLM2, model_path
 import hetrun
 from hetrun.api import choose_devices
 from hetrun.calibration import store
-from hetrun.calibration.table import Calibration
+from hetrun.calibration.table import Calibration, Speeds
 from hetrun.device import Workload
 from hetrun.errors import HetrunError
 from hetrun.graph.graph import Graph
 from hetrun.measure.calibrate import Wanted, accepts_of, calibrate, probe_of
 from hetrun.measure.patterns import groups
-from hetrun.measure.timing import DISTURBED, Bench, Effort
+from hetrun.measure.probe import DISTURBED
+from hetrun.measure.timing import Bench, Effort
 from hetrun.model.gguf_file import ModelFile
 from hetrun.plan.cost import CostTable
 from hetrun.plugins import FoundDevice, Registry
@@ -107,23 +108,31 @@ def step_s(graph: Graph, workload: Workload, device: FoundDevice) -> float:
     return CostTable.ask(graph, workload, [device]).price([device.info.id] * len(graph.ops)).total_s
 
 
-def time_runs(bench: Bench, usual_s: float, repetitions: int, run: Callable[[], float]) -> list[Run]:
-    """Runs until that many met the machine at the speed that it was calibrated at, or for WAIT_S."""
+def time_runs(bench: Bench, speeds: Speeds, reading: bool, repetitions: int, run: Callable[[], float]) -> list[Run]:
+    """Runs until that many met the machine at the speed that it was calibrated at, or for WAIT_S.
+
+    reading: whether they read weights from memory rather than compute.
+    """
     runs: list[Run] = []
     run()
     started = time.monotonic()
     while sum(r.as_calibrated for r in runs) < repetitions:
         if len(runs) >= repetitions and time.monotonic() - started > WAIT_S:
             break
-        before = probed(bench, usual_s)
+        before = probed(bench, speeds, reading)
         seconds = run()
-        runs.append(Run(seconds, max(before, probed(bench, usual_s), key=lambda slowed: abs(math.log(slowed)))))
+        runs.append(Run(seconds, max(before, probed(bench, speeds, reading), key=lambda slowed: abs(math.log(slowed)))))
     return runs
 
 
-def probed(bench: Bench, usual_s: float) -> float:
+def nearest(runs: Sequence[Run], n: int) -> list[Run]:
+    """The runs that met the machine nearest to the speed that it was calibrated at."""
+    return sorted(runs, key=lambda r: abs(math.log(r.slowed)))[:n]
+
+
+def probed(bench: Bench, speeds: Speeds, reading: bool) -> float:
     time.sleep(REST_S)
-    slowed = statistics.median(bench.probe() for _ in range(3)) / usual_s
+    slowed = statistics.median(bench.probe(reading) for _ in range(3)) / (speeds.of(reading) or 1.0)
     time.sleep(REST_S)
     return slowed
 
@@ -159,14 +168,17 @@ def measure(
             (f"prefill {PREFILL}", Workload(PREFILL, 0), prefill_s),
             (f"decode {DECODE}", Workload(1, DECODE // 2), decode_s),
         ):
-            runs = time_runs(bench, calibration.probe_s or 1.0, args.repetitions, lambda s=seconds: s(session, tokens))  # type: ignore[misc]
-            nearest = sorted(runs, key=lambda r: max(r.slowed, 1 / r.slowed))[: args.repetitions]
+            runs = time_runs(
+                bench, calibration.speeds, workload.n_tokens == 1, args.repetitions,
+                lambda s=seconds: s(session, tokens),  # type: ignore[misc]
+            )  # fmt: skip
+            kept = nearest(runs, args.repetitions)
             row = Row(
                 name,
                 test,
-                statistics.median(r.seconds for r in nearest),
+                statistics.median(r.seconds for r in kept),
                 statistics.median(r.seconds for r in runs),
-                statistics.median(r.slowed for r in nearest),
+                statistics.median(r.slowed for r in kept),
                 step_s(graph, workload, device),
                 step_s(graph, workload, device.calibrated(calibration)),
             )
@@ -194,7 +206,7 @@ def one_pass(paths: dict[str, Path], args: argparse.Namespace) -> list[Row]:
     probe = probe_of(groups(wanted.types, wanted.kv_formats, accepts_of(device)))
     rows = []
     with Bench(device, Effort()) as bench:
-        bench.set_probe(probe)
+        bench.set_probes(probe)
         for name, path in paths.items():
             rows += measure(name, path, device, calibration, bench, args)
     return rows

@@ -72,7 +72,7 @@ class Law:
 
     def step_seconds(self, ops: Sequence[Op], workload: Workload) -> float:
         """Of one run, its launch included."""
-        footprint = footprint_bytes(ops)
+        footprint = footprint_bytes(ops, workload)
         return self.launch_s + sum(self.op_seconds(op, workload, footprint, again) for op, again in with_again(ops))
 
 
@@ -157,7 +157,12 @@ class SimulatedBuffer:
 TRUE_LINK = Link(7e-6, 3e9, "measured:by law")
 
 
+@dataclass
 class SimulatedState:
+    """Knows how many tokens it holds, so that a batch behind a gap is refused."""
+
+    n_tokens: int = 0
+
     def copy(self, src_slot: int, dst_slot: int, n_tokens: int) -> None:
         pass
 
@@ -166,14 +171,18 @@ class SimulatedState:
 
 
 class SimulatedExecutable:
-    def __init__(self, driver: SimulatedDriver, segment: Segment) -> None:
-        self._driver, self._segment = driver, segment
+    def __init__(self, driver: SimulatedDriver, segment: Segment, states: Sequence[SimulatedState]) -> None:
+        self._driver, self._segment, self._states = driver, segment, states
         self._times: dict[object, float] = {}
         self._noise = random.Random(1)
 
     def run(self, batch: Batch) -> None:
         driver = self._driver
         driver.runs += 1
+        for state in self._states:
+            if batch.positions[0] > state.n_tokens:
+                raise DeviceError(f"sim:0: position {batch.positions[0]} of a cache of {state.n_tokens} tokens")
+            state.n_tokens = max(state.n_tokens, batch.positions[0] + batch.n_tokens)
         if driver.runs > driver.fails_after:
             raise driver.error()
         law = driver.law
@@ -204,7 +213,8 @@ class SimulatedDevice:
         for weight in (w for op in program.segment.ops for w in op.weights):
             if weights[weight.name].nbytes != weight.nbytes:
                 raise DeviceError(f"sim:0: {weight.name} is not {weight.nbytes} bytes long")
-        return SimulatedExecutable(self._driver, program.segment)
+        specs = [op.kv.name for op in program.segment.ops if isinstance(op, Attention)]
+        return SimulatedExecutable(self._driver, program.segment, [bindings.states[name] for name in specs])
 
     def synchronize(self) -> Sequence[RunEvent]:
         return []

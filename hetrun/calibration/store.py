@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from hetrun import __version__
-from hetrun.calibration.table import Calibration, Check, Levels, LinkTimes, Observation
+from hetrun.calibration.table import Calibration, Check, Levels, LinkTimes, Observation, Speeds
 from hetrun.device import DeviceInfo, Driver
 from hetrun.errors import ConfigError
 from hetrun.resources import data_dir
+from hetrun.tensor import TENSOR_TYPES
 
-FORMAT = 1
+FORMAT = 2
 
 
 def fingerprint(driver: Driver, info: DeviceInfo) -> str:
@@ -122,13 +123,15 @@ def _processor() -> str:
 def _record(calibration: Calibration) -> dict[str, Any]:
     plain = {
         name: getattr(calibration, name)
-        for name in ("device", "fingerprint", "description", "version", "date", "launch_s", "others", "probe_s")
+        for name in ("device", "fingerprint", "description", "version", "date", "launch_s", "others")
     }
     return {
         "format": FORMAT,
         **plain,
         "prices": {str(n): dict(prices) for n, prices in calibration.prices.items()},
+        "speeds": vars(calibration.speeds),
         "ratios": dict(calibration.ratios),
+        "alike": dict(calibration.alike),
         "links": {name: vars(times) for name, times in calibration.links.items()},
         "checks": [vars(c) for c in calibration.checks],
         "observations": [{**vars(o), "terms": dict(o.terms), "kinds": dict(o.kinds)} for o in calibration.observations],
@@ -144,13 +147,20 @@ def _calibration(data: Mapping[str, Any]) -> Calibration:
         date=str(data["date"]),
         launch_s=None if data["launch_s"] is None else _number(data["launch_s"]),
         others=None if data["others"] is None else _number(data["others"]),
-        probe_s=None if data["probe_s"] is None else _number(data["probe_s"]),
+        speeds=Speeds(**_numbers(data["speeds"])),
         prices={int(n): {str(k): _levels(v) for k, v in prices.items()} for n, prices in data["prices"].items()},
         ratios=_numbers(data["ratios"]),
+        alike={_tensor_type(a): _tensor_type(b) for a, b in data["alike"].items()},
         links={str(name): _links(times) for name, times in data["links"].items()},
         checks=tuple(_check(c) for c in data["checks"]),
         observations=tuple(_observation(o) for o in data["observations"]),
     )
+
+
+def _tensor_type(name: Any) -> str:
+    if name not in TENSOR_TYPES:
+        raise ValueError(f"{name!r} is no tensor type")
+    return str(name)
 
 
 def _levels(data: Any) -> Levels:

@@ -24,6 +24,7 @@ def summary(calibration: Calibration) -> dict[str, Any]:
         "basis": calibration.basis,
         "launch_s": calibration.launch_s,
         "links": {name: vars(times) for name, times in calibration.links.items()},
+        "alike": dict(calibration.alike),
         "others": calibration.others,
         "disturbed": disturbed(calibration),
         "groups": [_group(calibration, name) for name in groups],
@@ -38,8 +39,8 @@ def disturbed(calibration: Calibration) -> str | None:
     """What says that something else ran while this was measured, or None."""
     if calibration.others is not None and calibration.others > DISTURBED_SHARE:
         return f"other programs took {100 * calibration.others:.0f}% of the processor"
-    usual = calibration.probe_s
-    changes = [max(o.probe_s / usual, usual / o.probe_s) for o in calibration.observations if usual and o.probe_s]
+    seen = [(o.probe_s, calibration.speeds.of(o.reading)) for o in calibration.observations]
+    changes = [max(probe_s / usual_s, usual_s / probe_s) for probe_s, usual_s in seen if usual_s and probe_s]
     if changes and statistics.median(changes) > DISTURBED_CHANGE:
         return f"its speed changed by a factor of {statistics.median(changes):.1f} meanwhile"
     return None
@@ -47,8 +48,8 @@ def disturbed(calibration: Calibration) -> str | None:
 
 def _group(calibration: Calibration, name: str) -> dict[str, Any]:
     observations = [o for o in calibration.observations if o.group == name]
-    speed = calibration.probe_s
-    after = [(calibration.priced(o.terms, o.n_tokens, o.footprint), o.at_speed(speed)) for o in observations]
+    speeds = calibration.speeds
+    after = [(calibration.priced(o.terms, o.n_tokens, o.footprint), o.at_speeds(speeds)) for o in observations]
     return {
         "group": name,
         "programs": len(observations),

@@ -7,16 +7,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from hetrun.calibration.terms import BY_CONTEXT, Terms, family, rows_of, terms, visible_keys
+from hetrun.calibration.terms import Terms, by_context, family, rows_of, terms, visible_keys
 from hetrun.device import Basis, Cost, DeviceInfo, Link, MemorySpace
-from hetrun.ops import Op, Workload
+from hetrun.ops import MatMul, Op, Workload
+from hetrun.tensor import TENSOR_TYPES
 
 Levels = tuple[tuple[float, float], ...]
 """(footprint in bytes or keys that a query sees, seconds a unit), ascending; one entry where neither matters."""
 
-
 _BEYOND_CACHES_BYTES = 32_000_000
-_READING = 0.3  # measured: an EPYC whose arithmetic ran at half its speed read memory 1.2 times as slowly
+
+
+def is_reading(n_tokens: int, footprint: int) -> bool:
+    """Whether a program's time is that of reading weights from memory, whose speed is not that of arithmetic."""
+    return n_tokens == 1 and footprint > _BEYOND_CACHES_BYTES
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What two probes of the machine took: one computes, one reads weights from memory. 0 where there was none."""
+
+    computing_s: float = 0.0
+    reading_s: float = 0.0
+
+    def of(self, reading: bool) -> float:
+        return self.reading_s if reading else self.computing_s
 
 
 @dataclass(frozen=True)
@@ -32,9 +47,9 @@ class Observation:
     """One program that was timed.
 
     group: what was measured together.   terms: sum over the program's ops.   n_tokens: rows.   footprint: bytes of its
-    weights.   seconds: median of a run, without the launch.   estimate_s: the driver's own answer.
+    weights and keys.   seconds: median of a run, without the launch.   estimate_s: the driver's own answer.
     others: share of the processor that other programs took, or None where the system does not say.
-    probe_s: what a probe of the machine's speed took meanwhile, 0 where there was none.
+    probe_s: what the probe that is like the program took meanwhile, 0 where there was none.
     """
 
     group: str
@@ -48,14 +63,14 @@ class Observation:
     others: float | None = None
     probe_s: float = 0.0
 
-    def at_speed(self, probe_s: float | None) -> float:
-        """Seconds where the probe takes probe_s: arithmetic takes as much longer as it does, reading weights from
-        memory hardly.
-        """
-        if not probe_s or not self.probe_s:
-            return self.seconds
-        reading = self.n_tokens == 1 and self.footprint > _BEYOND_CACHES_BYTES
-        return float(self.seconds * (probe_s / self.probe_s) ** (_READING if reading else 1.0))
+    @property
+    def reading(self) -> bool:
+        return is_reading(self.n_tokens, self.footprint)
+
+    def at_speeds(self, speeds: Speeds) -> float:
+        """Seconds where the probes take that long: the program takes as much longer as the one that is like it."""
+        usual_s = speeds.of(self.reading)
+        return self.seconds * usual_s / self.probe_s if usual_s and self.probe_s else self.seconds
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,8 @@ class Calibration:
     """prices: seconds a unit of each term, by number of rows.   ratios: measured over estimated time, by op kind.
 
     launch_s: one run of a segment, as a session sees it.   links: (latency_s, bytes_per_s) by memory space.
-    probe_s: what a probe took while the machine was as these figures have it.   date: ISO, UTC.
+    speeds: what the probes took while the machine was as these figures have it.   date: ISO, UTC.
+    alike: tensor types that were not timed, as the device keeps them in the same form as one that was.
     others: share of the processor that other programs took meanwhile, None where not known.
     """
 
@@ -92,7 +108,8 @@ class Calibration:
     observations: tuple[Observation, ...] = ()
     checks: tuple[Check, ...] = ()
     others: float | None = None
-    probe_s: float | None = None
+    speeds: Speeds = Speeds()
+    alike: Mapping[str, str] = field(default_factory=dict)
     _answers: dict[object, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -122,7 +139,7 @@ class Calibration:
         rows = rows_of(op, workload)
         if rows <= 0:
             return 0.0
-        parts = terms(op, workload, again)
+        parts = terms(self._as_timed(op), workload, again)
         key = (rows, footprint, *parts.items())
         if key not in self._answers:
             found = self._interpolated(parts, rows, footprint)
@@ -130,6 +147,12 @@ class Calibration:
                 return None
             self._answers[key] = found
         return self._answers[key]
+
+    def _as_timed(self, op: Op) -> Op:
+        """The op with the tensor type that stands for its own."""
+        if not isinstance(op, MatMul) or op.weight.type.name not in self.alike:
+            return op
+        return replace(op, weight=replace(op.weight, type=TENSOR_TYPES[self.alike[op.weight.type.name]]))
 
     def refine(self, info: DeviceInfo) -> DeviceInfo:
         """`info` with launch and links as measured."""
@@ -172,7 +195,7 @@ class Calibration:
         prices = self.prices[n]
         total = 0.0
         for name, quantity in parts.items():
-            at = visible_keys(parts) if name.endswith(BY_CONTEXT) else float(footprint)
+            at = visible_keys(parts) if by_context(name, n) else float(footprint)
             total += quantity * _at(prices.get(name, ()), at)
         return total
 

@@ -9,12 +9,20 @@ from hetrun.ops import Attention, MatMul, Op, Workload
 Terms = Mapping[str, float]
 """Quantities by name."""
 
-BY_FOOTPRINT = ("matmul/",)
-"""Beginnings of terms whose price for one token depends on the bytes of weights that a step runs through: a cache may
-hold few of them, and what else a matmul does may go on while it waits for them."""
+KEYS = "/kv"
+"""End of the term of an attention's bytes of keys and values."""
 
-BY_CONTEXT = ("/flops", "/kv")
-"""Ends of terms whose price depends on the keys that a query sees: devices divide long contexts among their threads."""
+
+def by_footprint(term: str, rows: int) -> bool:
+    """Whether a term's price depends on the bytes that a step runs through, weights and keys: a cache may hold few of
+    them, and what else an op does may go on while it waits for them. With several rows each byte serves all of them.
+    """
+    return rows == 1 and (term.startswith("matmul/") or term.endswith(KEYS))
+
+
+def by_context(term: str, rows: int) -> bool:
+    """Whether it depends on the keys that a query sees: devices divide long contexts among their threads."""
+    return term.endswith("/flops") or (rows > 1 and term.endswith(KEYS))
 
 
 def terms(op: Op, workload: Workload, again: bool) -> Terms:
@@ -33,7 +41,7 @@ def terms(op: Op, workload: Workload, again: bool) -> Terms:
             kind: 1.0,
             f"{kind}/width": float(op.q.width),
             f"{kind}/flops": op.flops(workload) / rows,
-            f"{kind}/kv": op.kv_bytes(workload) / rows,
+            f"{kind}{KEYS}": op.kv_bytes(workload) / rows,
         }
     return {op.kind: 1.0, f"{op.kind}/width": float(op.output.width)}
 
@@ -48,9 +56,15 @@ def rows_of(op: Op, workload: Workload) -> int:
     return workload.rows(op.output.rows)
 
 
-def footprint_bytes(ops: Iterable[Op]) -> int:
-    """Bytes of weights that a step of these ops runs through."""
-    return sum({w.name: w.nbytes for op in ops if isinstance(op, MatMul) for w in op.weights}.values())
+def footprint_bytes(ops: Iterable[Op], workload: Workload) -> int:
+    """Bytes of weights, and of keys and values, that a step of these ops runs through."""
+    parts: dict[str, int] = {}
+    for op in ops:
+        if isinstance(op, MatMul):
+            parts.update({w.name: w.nbytes for w in op.weights})
+        elif isinstance(op, Attention):
+            parts[op.kv.name] = op.kv_bytes(workload)
+    return sum(parts.values())
 
 
 def with_again(ops: Iterable[Op]) -> Iterator[tuple[Op, bool]]:

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hetrun.cli import options
-from hetrun.errors import PlacementError, UsageError
+from hetrun.errors import ContextError, PlacementError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hetrun.cli.changes import Outcome, Search
+    from hetrun.graph.graph import Graph
     from hetrun.model.shape import Shape
     from hetrun.plan.explain import Explanation
-    from hetrun.plan.place import Task
+    from hetrun.plan.place import Request, Task
     from hetrun.plan.plan import Plan
 
 
@@ -133,6 +134,7 @@ def command(
     name, header = read_header(model, shape, quant)
     registry = Registry.load()
     graph = api.graph_of(header, graph_options(choice), registry)
+    _check_lengths(request, graph)
     found = planned_devices(choice, registry)
     warn_of_broken(registry)
     search = Search(header, choice, request, rules, registry, model is not None)
@@ -210,7 +212,7 @@ def _solve(task: Task, solver: Any, search: Search) -> tuple[Task, Plan, Missed 
                 return free, free.solve(solver), Missed(str(error), outcomes)
             except PlacementError:
                 pass
-        raise PlacementError(error.message, remedy=_remedy(error, outcomes)) from error
+        raise PlacementError(error.message + search.memory_basis(), remedy=_remedy(error, outcomes)) from error
 
 
 def _remedy(error: PlacementError, outcomes: Sequence[Outcome]) -> str:
@@ -218,6 +220,20 @@ def _remedy(error: PlacementError, outcomes: Sequence[Outcome]) -> str:
         return f"{error.remedy}; no other type, context or shipped device helps alone"
     listed = "; ".join(f"{o.label} ({o.decode_tps:.3g} tokens/s)" for o in outcomes)
     return f"planned, each of these would do: {listed}; or {error.remedy}"
+
+
+def _check_lengths(request: Request, graph: Graph) -> None:
+    """ContextError for lengths that were asked for and exceed the context; the defaults are only a usual case."""
+    from click.core import ParameterSource
+
+    sources = map(click.get_current_context().get_parameter_source, ("prompt_tokens", "gen_tokens"))
+    n_ctx = min((kv.n_ctx for kv in graph.kv_specs.values()), default=1 << 30)
+    if request.prompt_tokens + request.gen_tokens > n_ctx and ParameterSource.COMMANDLINE in sources:
+        raise ContextError(
+            f"a prompt of {request.prompt_tokens} tokens and an answer of {request.gen_tokens} do not fit a context of"
+            f" {n_ctx}",
+            remedy="give a larger --ctx, or less for --prompt-tokens and --gen-tokens",
+        )
 
 
 def read_header(model: str | None, shape: str | None, quant: str | None) -> tuple[str, Shape]:

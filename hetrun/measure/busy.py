@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 DISTURBED = 0.05
@@ -10,6 +11,8 @@ DISTURBED = 0.05
 more than the share."""
 
 _WINDOW_S = 0.03
+_CACHE_BYTES = 4 << 20  # a core's own caches, and what it has of those that all share
+_TIMES = 60
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,18 @@ def others_since(start: ProcessorTime | None) -> float | None:
         return None
     busy = now.busy_s - start.busy_s - (now.own_s - start.own_s)
     return min(1.0, max(0.0, busy / (now.all_s - start.all_s)))
+
+
+def after_others(measure: Callable[[], float]) -> list[float]:
+    """What is measured where something else has just used the caches, as one device does between the runs of another.
+    Python's own code is then not in them, either, which makes a call several times as long.
+    """
+    source, target = bytearray(_CACHE_BYTES), bytearray(_CACHE_BYTES)
+    found = []
+    for _ in range(_TIMES):
+        target[:] = source
+        found.append(measure())
+    return found
 
 
 def wait_for_quiet(longest_s: float = 0.5) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from hetrun import __version__
 from hetrun.calibration.store import fingerprint
 from hetrun.calibration.table import Calibration
-from hetrun.device import Unsupported, Workload
+from hetrun.device import Cost, Unsupported, Workload
 from hetrun.errors import DeviceError
-from hetrun.measure.fit import fit, ratios, usual_speed
+from hetrun.measure.fit import fit, ratios, usual_speeds
 from hetrun.measure.links import measure_links
 from hetrun.measure.patterns import BASE_TYPES, Accepts, Group, Pattern, groups
 from hetrun.measure.timing import Bench, Effort
@@ -56,7 +56,8 @@ def calibrate(
     """
     check_measurable(found)
     accepts = accepts_of(found)
-    to_do = groups(wanted.types, wanted.kv_formats, accepts)
+    alike = alike_types(found, accepts)
+    to_do = groups([t for t in wanted.types if t not in alike], wanted.kv_formats, accepts)
     if not to_do:
         raise DeviceError(
             f"{found.info.id} takes no op that can be timed", remedy='"hetrun devices" says what it computes'
@@ -64,12 +65,13 @@ def calibrate(
     base = next((t for t in BASE_TYPES if runs_whole(found, t)), None)
     n_parts = len(to_do) + 1 + (base is not None)
     result = replace(before, checks=(), launch_s=None) if before else _empty(found)
+    result = replace(result, alike={**result.alike, **alike})
     with Bench(found, effort, clock) as bench:
         progress("launches and links", 1, n_parts)
-        bench.set_probe(probe_of(to_do))
-        run_s = bench.launch(_small_op(accepts, found))
+        bench.set_probes(probe_of(to_do))
+        run_s, cold_run_s = bench.launch(_small_op(accepts, found))
         links = measure_links(bench.device, found.info, effort.rounds, clock)
-        result = replace(result, launch_s=run_s, links=links)
+        result = replace(result, launch_s=cold_run_s, links=links)
         for number, group in enumerate(to_do, 2):
             progress(group.name, number, n_parts)
             new = bench.measure(group, run_s)
@@ -82,15 +84,40 @@ def calibrate(
                 prices=fit(observations),
                 ratios=ratios(observations),
                 others=statistics.median(bench.others) if bench.others else None,
-                probe_s=usual_speed(observations),
+                speeds=usual_speeds(observations),
             )
             keep(result)
     if base is not None:
         progress("whole steps of a small model", n_parts, n_parts)
-        result = replace(result, launch_s=launch_seconds(found, base, run_s, clock))
+        result = replace(result, launch_s=launch_seconds(found, base, cold_run_s, clock))
         result = replace(result, checks=whole_checks(found, base, result, effort.rounds, clock))
         keep(result)
     return result
+
+
+def alike_types(found: FoundDevice, accepts: Accepts) -> dict[str, str]:
+    """Tensor types that need no timing, and one that stands for each: the device keeps both in one form, which is
+    neither's own, and takes as long for both by its own estimate.
+    """
+
+    def kept(name: str) -> tuple[float, ...] | None:
+        op = _matmul(name)
+        answers = [found.driver.estimate(found.info, op, Workload(n, 0)) for n in (1, 64)]
+        costs = [a for a in answers if isinstance(a, Cost)]
+        nbytes = float(sum(sum(c.resident.values()) for c in costs[:1]))
+        return None if nbytes in (0.0, op.weight.nbytes) else (nbytes, *(c.seconds for c in costs))
+
+    base = next((t for t in BASE_TYPES if accepts(_matmul(t))), None)
+    if base is None or (form := kept(base)) is None:
+        return {}
+    # Rows of whole blocks of one type are to be whole blocks of the other.
+    whole = TENSOR_TYPES[base].block_size
+    fits = [name for name, t in TENSOR_TYPES.items() if t.block_size % whole == 0 and t.block_size <= 256]
+    return {t: base for t in fits if t != base and accepts(_matmul(t)) and kept(t) == form}
+
+
+def _matmul(name: str) -> MatMul:
+    return MatMul("sample", Value("x", 768), Weight("sample.weight", TENSOR_TYPES[name], (768, 768)))
 
 
 def probe_of(to_do: Sequence[Group]) -> Pattern:

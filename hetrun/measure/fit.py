@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hetrun.calibration.table import Levels, Observation
-from hetrun.calibration.terms import BY_CONTEXT, BY_FOOTPRINT, visible_keys
+from hetrun.calibration.table import Levels, Observation, Speeds
+from hetrun.calibration.terms import KEYS, by_context, by_footprint, visible_keys
 from hetrun.measure.timing import LEVELS
 
 Prices = dict[int, dict[str, Levels]]
@@ -22,15 +22,16 @@ _RIDGE = 1e-4
 _BLOCK_KINDS, _BLOCK_WEIGHT = 5, 3.0
 
 
-def usual_speed(observations: Sequence[Observation]) -> float | None:
-    """What the probe mostly took."""
-    return statistics.median(probes) if (probes := [o.probe_s for o in observations if o.probe_s]) else None
+def usual_speeds(observations: Sequence[Observation]) -> Speeds:
+    """What the probes mostly took."""
+    took = [[o.probe_s for o in observations if o.probe_s and o.reading == reading] for reading in (False, True)]
+    return Speeds(*(statistics.median(times) if times else 0.0 for times in took))
 
 
 def fit(observations: Sequence[Observation]) -> Prices:
-    """Prices for each number of rows that was timed, at the speed that the machine mostly had."""
-    speed = usual_speed(observations)
-    observations = [replace(o, seconds=o.at_speed(speed)) for o in observations]
+    """Prices for each number of rows that was timed, at the speeds that the machine mostly had."""
+    speeds = usual_speeds(observations)
+    observations = [replace(o, seconds=o.at_speeds(speeds)) for o in observations]
     found: Prices = {}
     for n_tokens in sorted({o.n_tokens for o in observations}):
         found[n_tokens] = _fit_rows([o for o in observations if o.n_tokens == n_tokens])
@@ -75,14 +76,16 @@ def _weight(observation: Observation) -> float:
 def _level(term: str, observation: Observation) -> int:
     """Where on its axis a term was timed, or 0 where its price has none.
 
-    Footprints are those of LEVELS, the nearest by ratio; with several tokens a weight is read once for all of them, and
-    where it comes from hardly matters.
+    Footprints are those of LEVELS, the nearest by ratio. Keys are in a cache or beyond it, by their own bytes: where
+    weights are many more, the time says little about keys.
     """
-    if term.endswith(BY_CONTEXT):
+    if by_context(term, observation.n_tokens):
         return max(1, round(visible_keys(observation.terms)))
-    if observation.n_tokens > 1 or not term.startswith(BY_FOOTPRINT):
+    if not by_footprint(term, observation.n_tokens):
         return 0
-    return min(LEVELS, key=lambda at: abs(math.log(max(observation.footprint, 1) / at)))
+    of_keys = term.endswith(KEYS)
+    footprint = observation.terms[term] if of_keys else float(observation.footprint)
+    return min(LEVELS[:2] if of_keys else LEVELS, key=lambda at: abs(math.log(max(footprint, 1) / at)))
 
 
 def nonnegative_least_squares(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

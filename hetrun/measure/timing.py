@@ -8,14 +8,16 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
-from hetrun.calibration.table import Observation
+from hetrun.calibration.table import Observation, is_reading
 from hetrun.calibration.terms import footprint_bytes, rows_of, terms, with_again
 from hetrun.device import Batch, Bindings, Buffer, Cost, Device, DeviceInfo, Executable, Segment, State
 from hetrun.errors import AllocationError
-from hetrun.measure.busy import ProcessorTime, others_since, wait_for_quiet
+from hetrun.measure.busy import ProcessorTime, after_others, others_since, wait_for_quiet
 from hetrun.measure.patterns import N_CTX, Group, Pattern
+from hetrun.measure.probe import DISTURBED, Probe
 from hetrun.ops import Attention, Op, Workload
 from hetrun.plugins import FoundDevice
 from hetrun.run.random_blocks import tiled_blocks
@@ -29,21 +31,21 @@ LEVELS = (8_000_000, 64_000_000, 256_000_000)
 """Bytes of weights that a step of one token runs through: in the caches of a processor, partly so, and beyond them."""
 
 _RUN_S = 0.01  # a program is made as long as this where there are weights for it
-_SLOWEST_S = 1.0  # and left out where two repetitions take longer
+_SLOWEST_S = 0.3  # and left out where it takes longer
+_LONG_S = 0.1  # from here on a program is timed twice, no oftener: it is itself a mean over many moments
 _SHORT_S = 5e-3  # shorter runs are preceded by one that is not timed: caches and threads are then as in a long run
 _SAMPLE_S = 2e-3  # and repeated for as long as this
-_MOST_S = 8.0  # of all rounds of a group, beyond the third
-_PROBE_REPETITIONS, _PROBE_TOKENS, _PROBE_RUNS = 4, 64, 3
-_REMEMBERED = 400  # probes
+_MOST_S = 5.0  # of all rounds of a group, beyond the third
+_PROBE_REPETITIONS, _PROBE_TOKENS = 4, 64
+_COMPUTING_S, _READING_S = 5e-4, 0.02  # probes have fewer repetitions where they take longer
+_FILL_TOKENS = 256
+_FILL_S = 0.5  # to fill the caches of a pattern; longer contexts are left out
 _MOST_RUNS = 1000
 _BETWEEN_ROUNDS_S = 0.05  # so that a moment in which others use the memory is not all that is seen
 _PROBING_S = 1.0
 _REST_S = 0.01  # what disturbs may have gone by then
-DISTURBED = math.log(1.12)
-"""A probe that takes this much more or less time than usual, in logarithms, says that the machine is not as usual."""
-
 _NEAR = 2.5  # a repetition larger than this many times a level says nothing about the level
-_MOST_REPETITIONS = 600
+_MOST_REPETITIONS = 1400  # 256 MB of the smallest matrices that are timed, in 2 bits
 _MOST_RESIDENT_BYTES = 512_000_000
 _FEW_REPETITIONS = 8  # of patterns without weights, whose caches take memory
 
@@ -65,7 +67,7 @@ QUICK = Effort(rounds=3, tries=1, levels=LEVELS[1:])
 
 @dataclass(frozen=True)
 class Sample:
-    """seconds: of a run.   probe_s: of the probe, before and after it."""
+    """seconds: of a run.   probe_s: of the probe that is like it, before and after it."""
 
     seconds: float
     probe_s: float
@@ -83,6 +85,10 @@ class Case:
     run_s: float
     samples: list[Sample] = field(default_factory=list)
 
+    @cached_property
+    def reading(self) -> bool:
+        return is_reading(self.workload.n_tokens, footprint_bytes(self.ops, self.workload))
+
     @property
     def name(self) -> str:
         past = f" behind {self.workload.n_past}" if self.pattern.pasts != (0,) else ""
@@ -97,8 +103,8 @@ class Bench:
         self.effort = effort
         self.clock = clock
         self.others: list[float] = []
-        self._probes: list[float] = []
-        self._probe_case: Case | None = None
+        self._probes: dict[bool, Probe] = {}
+        self._just_probed: tuple[bool, float] | None = None
         self._resources = ExitStack()
         self.device: Device = found.driver.open(found.info)
         self._resources.callback(self.device.close)
@@ -117,67 +123,72 @@ class Bench:
             others = self._rounds(cases)
             return [self._observation(group.name, case, launch_s, others) for case in cases]
 
-    def set_probe(self, pattern: Pattern) -> None:
-        """Runs that pattern around samples from now on: what slows it slows them. Another machine on the same host, a
-        neighbour on the same core or a lower clock may be seen nowhere else.
+    def set_probes(self, pattern: Pattern) -> None:
+        """Runs that pattern around samples from now on: several tokens around what computes, one token of as many
+        weights as no cache holds around what reads memory.
         """
-        bound = self._bound(pattern, min(self._most(pattern), _PROBE_REPETITIONS), self._resources)
-        self._probe_case = self._load(pattern, bound.most, _PROBE_TOKENS, bound, self._resources)
+        most = self._most(pattern)
+        for reading, n_tokens, longest_s in ((False, _PROBE_TOKENS, _COMPUTING_S), (True, 1, _READING_S)):
+            wanted = LEVELS[1] // max(pattern.block_bytes, 1) if reading else _PROBE_REPETITIONS
+            bound = self._bound(pattern, max(1, min(most, wanted)), self._resources)
+            in_time = int(longest_s / max(self._repetition_s(pattern, n_tokens, bound), 1e-9))
+            case = self._load(pattern, max(1, min(bound.most, in_time)), n_tokens, bound, self._resources)
+            self._probes[reading] = Probe(partial(self._time, case))
         started = self.clock()
-        while len(self._probes) < 10 or self.clock() - started < _PROBING_S:
-            self.probe()
+        for n in range(1000):
+            if n >= 10 and self.clock() - started > _PROBING_S:
+                break
+            self.probe(reading=n % 2 == 1)
 
-    def probe(self) -> float:
-        """Seconds of the probe now, 1 where none is set."""
-        if self._probe_case is None:
-            return 1.0
-        # Threads may sleep, and others have filled the caches: that is over after the first runs.
-        times = [self._time(self._probe_case) for _ in range(2 + _PROBE_RUNS)]
-        self._probes.append(statistics.median(times[2:]))
-        return self._probes[-1]
+    def probe(self, reading: bool) -> float:
+        """Seconds of a probe now, 1 where there is none."""
+        probe_s = self._probes[reading]() if self._probes else 1.0
+        self._just_probed = (reading, probe_s)
+        return probe_s
 
-    def unusual(self, probe_s: float) -> float:
-        """How far the probe is from what it mostly takes: the logarithm of the ratio, without its sign."""
-        if not self._probes or probe_s <= 0:
-            return 0.0
-        return abs(math.log(probe_s / max(statistics.median(self._probes[-_REMEMBERED:]), 1e-12)))
+    def unusual(self, reading: bool, probe_s: float) -> float:
+        """How far a probe is from what it mostly takes, in logarithms."""
+        return self._probes[reading].unusual(probe_s) if self._probes else 0.0
 
-    def launch(self, op: Op) -> float:
-        """Seconds of a run of one small op: what a run costs beside its ops, and as good as nothing more."""
+    def launch(self, op: Op) -> tuple[float, float]:
+        """Seconds of a run of one small op, which is what a run costs beside its ops and as good as nothing more: one
+        after the other, and where others have used the caches meanwhile.
+        """
         pattern = Pattern("launch", op.inputs[0].width, lambda i, x: (op,), op.inputs[1:])
         with ExitStack() as stack:
             case = self._load(pattern, 1, 1, self._bound(pattern, 1, stack), stack)
             self._rounds([case])
-            return statistics.median(s.seconds for s in case.samples)
+            hot_s = statistics.median(s.seconds for s in case.samples)
+            return hot_s, statistics.median(after_others(lambda: self._time(case)))
 
     def _cases(self, group: Group, stack: ExitStack) -> Iterator[Case]:
         for pattern in group.patterns:
             try:
-                bound = self._bound(pattern, self._most(pattern), stack)
-                per_repetition = 0.0
+                bound = self._filled(pattern, self._bound(pattern, self._most(pattern), stack))
+                repetition_s = 0.0
                 for n_tokens in TOKENS:
-                    if per_repetition * 2 > _SLOWEST_S:
+                    if repetition_s * 2 > _SLOWEST_S:
                         break
-                    per_repetition = self._probe(pattern, n_tokens, bound)
-                    for n in self._repetitions(pattern, n_tokens, per_repetition):
+                    repetition_s = self._repetition_s(pattern, n_tokens, bound)
+                    for n in self._repetitions(pattern, n_tokens, repetition_s, bound.most):
                         yield from self._at_pasts(self._load(pattern, n, n_tokens, bound, stack), bound)
             except AllocationError:
                 continue  # too large for this device: smaller patterns say what there is to say
 
-    def _probe(self, pattern: Pattern, n_tokens: int, bound: _Bound) -> float:
+    def _repetition_s(self, pattern: Pattern, n_tokens: int, bound: _Bound) -> float:
         """Seconds of a repetition, from one short run."""
         n = min(2, bound.most)
         with ExitStack() as stack:
             return self._load(pattern, n, n_tokens, bound, stack).run_s / n
 
-    def _repetitions(self, pattern: Pattern, n_tokens: int, per_repetition: float) -> list[int]:
+    def _repetitions(self, pattern: Pattern, n_tokens: int, repetition_s: float, most: int) -> list[int]:
         """How long programs are made: for every level of bytes where one token runs through them, else long enough."""
-        most = self._most(pattern)
+        most = min(most, max(1, int(_SLOWEST_S / max(repetition_s, 1e-9))))
         if n_tokens == 1 and pattern.block_bytes:
             levels = self.effort.levels if pattern.at_footprints else self.effort.levels[:1]
             near = [level for level in levels if pattern.block_bytes < _NEAR * level] or levels[-1:]
             return sorted({max(1, min(most, round(level / pattern.block_bytes))) for level in near})
-        wanted = round(_RUN_S / max(per_repetition, 1e-7))
+        wanted = round(_RUN_S / max(repetition_s, 1e-7))
         if pattern.block_bytes:
             most = min(most, max(2, LEVELS[1] // pattern.block_bytes))
         return [max(min(2, most), min(most, wanted))]
@@ -226,28 +237,45 @@ class Bench:
         executable = self.device.load(program, weights, Bindings(buffers, states))
         stack.callback(executable.close)
         case = Case(pattern, ops, executable, _batch(n_tokens, 0), Workload(n_tokens, 0), 0.0)
-        self._time(case)
         case.run_s = self._time(case)
+        if case.run_s < _LONG_S:
+            case.run_s = self._time(case)  # the first one touches memory
         return case
+
+    def _filled(self, pattern: Pattern, bound: _Bound) -> _Bound:
+        """With the keys and values that the pattern's contexts ask for: fewer repetitions where those take long to
+        fill, and fewer tokens where one repetition does. A device may rely on positions without gaps.
+        """
+        wanted = max(pattern.pasts)
+        if wanted == 0:
+            return bound
+        with ExitStack() as stack:
+            chunk, most = min(wanted, _FILL_TOKENS), bound.most
+            if not pattern.block_bytes:  # else there are as many as there are to be bytes of weights
+                # Attention over one chunk after the other takes 1, 3, 5, ... times as long as over the first.
+                each_s = self._repetition_s(pattern, chunk, bound) * math.ceil(wanted / chunk) ** 2
+                most = max(1, min(most, int(_FILL_S / max(each_s, 1e-9))))
+            case = self._load(pattern, most, chunk, bound, stack)
+            filled, started = 0, self.clock()
+            while filled < wanted and self.clock() - started < _FILL_S:
+                n_tokens = min(chunk, wanted - filled)
+                case.executable.run(_batch(n_tokens, filled))
+                self.device.synchronize()
+                filled += n_tokens
+        return replace(bound, most=most, filled=filled)
 
     def _at_pasts(self, case: Case, bound: _Bound) -> Iterator[Case]:
         """The program once for each context that the pattern is to be timed with."""
         n_tokens = case.workload.n_tokens
         for past in case.pattern.pasts:
-            if past + n_tokens > N_CTX:
+            if past > bound.filled or past + n_tokens > N_CTX:
                 continue
+            behind = replace(case, batch=_batch(n_tokens, past), workload=Workload(n_tokens, past), samples=[])
             if past:
-                self._fill(case, past, bound)
-            batch, workload = _batch(n_tokens, past), Workload(n_tokens, past)
-            yield Case(case.pattern, case.ops, case.executable, batch, workload, case.run_s)
-
-    def _fill(self, case: Case, past: int, bound: _Bound) -> None:
-        """Writes the keys and values that the batch is to see; a device may rely on positions without gaps."""
-        begin = max((n for ops, n in bound.filled.items() if ops >= len(case.ops)), default=0)
-        for start in range(begin, past, case.workload.n_tokens):
-            case.executable.run(_batch(min(case.workload.n_tokens, past - start), start))
-        bound.filled[len(case.ops)] = max(begin, past)
-        self.device.synchronize()
+                behind.run_s = self._time(behind)
+            if behind.run_s > _SLOWEST_S and past:
+                break
+            yield behind
 
     def _time(self, case: Case) -> float:
         started = self.clock()
@@ -273,10 +301,12 @@ class Bench:
         while rounds < self.effort.rounds and (rounds < 3 or self.clock() - started < _MOST_S):
             rounds += 1
             time.sleep(_BETWEEN_ROUNDS_S)
+            self._just_probed = None
             for case in cases:
-                self._sample(case)
+                if rounds <= 2 or case.run_s < _LONG_S:
+                    self._sample(case)
         for case in cases:
-            case.samples = sorted(case.samples, key=lambda s: self.unusual(s.probe_s))[:rounds]
+            case.samples = sorted(case.samples, key=lambda s, c=case: self.unusual(c.reading, s.probe_s))[:rounds]  # type: ignore[misc]
         others = others_since(before)
         if others is not None:
             self.others.append(others)
@@ -284,15 +314,20 @@ class Bench:
 
     def _sample(self, case: Case) -> None:
         """Adds a sample, and more where it was disturbed. What is kept is chosen by the probe, never by its time."""
-        for _ in range(self.effort.tries):
-            before = self.probe()
+        reading = case.reading
+        for n in range(self.effort.tries):
+            if n:
+                time.sleep(_REST_S)
+                self._just_probed = None
+            # The probe behind one sample serves as the one before the next.
+            just = self._just_probed
+            before_s = just[1] if just and just[0] == reading else self.probe(reading)
             if case.run_s < _SHORT_S:
                 self._time(case)
-            times = self._times(case, _SAMPLE_S)
-            case.samples.append(Sample(statistics.median(times), math.sqrt(before * self.probe())))
-            if self.unusual(case.samples[-1].probe_s) <= DISTURBED:
+            seconds = statistics.median(self._times(case, _SAMPLE_S))
+            case.samples.append(Sample(seconds, math.sqrt(before_s * self.probe(reading))))
+            if self.unusual(reading, case.samples[-1].probe_s) <= DISTURBED:
                 return
-            time.sleep(_REST_S)
 
     def _observation(self, group: str, case: Case, launch_s: float, others: float | None) -> Observation:
         total: dict[str, float] = {}
@@ -308,7 +343,7 @@ class Bench:
             group=group,
             program=case.name,
             n_tokens=rows_of(case.ops[0], case.workload),
-            footprint=footprint_bytes(case.ops),
+            footprint=footprint_bytes(case.ops, case.workload),
             seconds=max(seconds - launch_s, 1e-9),
             estimate_s=sum(estimated.values()),
             terms=total,
@@ -322,13 +357,13 @@ class Bench:
 class _Bound:
     """What the programs of a pattern share.   most: repetitions that there are weights for.
 
-    filled: tokens in the caches that a program of so many ops uses.
+    filled: tokens in the caches of all of them.
     """
 
     most: int
     weights: Mapping[str, memoryview]
     states: Mapping[str, State]
-    filled: dict[int, int] = field(default_factory=dict)
+    filled: int = 0
 
 
 def _most_bytes(info: DeviceInfo) -> int:

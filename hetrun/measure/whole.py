@@ -13,6 +13,7 @@ from itertools import pairwise
 from hetrun.calibration.table import Calibration, Check
 from hetrun.device import Batch
 from hetrun.graph.graph import Graph
+from hetrun.measure.busy import after_others
 from hetrun.model.architectures import GraphOptions, architectures, build_graph
 from hetrun.ops import Workload
 from hetrun.plan.cost import CostTable
@@ -68,29 +69,35 @@ class Sizes:
 
 _TINY = Sizes(1, 256, 256, 4, 4, 256)
 _WHOLE = Sizes(8, 1024, 2816, 16, 4, 8192)
-_STEPS = 300
-_N_PROMPT, _N_STEPS = 192, 16
+_N_PROMPTS, _N_STEPS = (192, 48, 12), 16
+_PROMPT_S = 1.0  # the prompt is the longest of those that takes no longer, or the shortest
+_MOST_S = 3.0  # of all repetitions, beyond what there must be
 
 
 def launch_seconds(found: FoundDevice, kind: str, run_s: float, clock: Clock = time.perf_counter) -> float:
     """Seconds that one step of one segment costs beside its ops: the device's launch and the session's own work.
 
-    run_s: the device's own launch.
+    run_s: the device's own launch, where others have used the caches meanwhile.
     """
     with _session(found, _TINY.graph(kind, 512), 1) as session:
         (step,) = session.runtime.steps["decode"]
         device = session.runtime.devices[step.device]
-        with_session, alone = [], []
-        for i in range(_STEPS):
+
+        def with_session() -> float:
             started = clock()
-            session.feed([i % 256])
-            with_session.append(clock() - started)
-            batch = Batch.of([i % 256], [i], [0], [0])
+            session.feed([1])
+            return clock() - started
+
+        def alone() -> float:
+            position = session.length() - 1
+            batch = Batch.of([1], [position], [0], [0])
             started = clock()
             step.executable.run(batch)
             device.synchronize()
-            alone.append(clock() - started)
-    return run_s + max(0.0, statistics.median(with_session) - statistics.median(alone))
+            return clock() - started
+
+        seconds = [statistics.median(after_others(measure)) for measure in (with_session, alone)]
+    return run_s + max(0.0, seconds[0] - seconds[1])
 
 
 def whole_checks(
@@ -99,16 +106,23 @@ def whole_checks(
     """Prefill and decode of the model in that tensor type, as measured, as the driver estimates them, and as the
     calibration does."""
     graph = _WHOLE.graph(kind, 512)
-    tokens = [(37 * i) % _WHOLE.n_vocab for i in range(_N_PROMPT)]
+    in_time = (n for n in _N_PROMPTS if _step_s(graph, Workload(n, 0), found, calibration) <= _PROMPT_S)
+    n_prompt = next(in_time, _N_PROMPTS[-1])
+    tokens = [(37 * i) % _WHOLE.n_vocab for i in range(n_prompt)]
     prefill, decode = [], []
-    with _session(found, graph, _N_PROMPT) as session:
+    with _session(found, graph, n_prompt) as session:
+        started = clock()
         for number in range(repetitions + 1):
+            if number > 1 and clock() - started > _MOST_S:
+                break
             session.truncate(0, 0)
             times = [clock()]
             session.feed(tokens)
             times.append(clock())
-            for token in tokens[:_N_STEPS]:
-                session.feed([token])
+            for i in range(_N_STEPS):
+                if i > 1 and clock() - started > _MOST_S:
+                    break
+                session.feed([i])
                 times.append(clock())
             if number:  # the first one touches memory
                 first, *rest = (b - a for a, b in pairwise(times))
@@ -116,8 +130,8 @@ def whole_checks(
                 decode += rest
     name = f"{_WHOLE.n_layers} layers of {_WHOLE.n_embd} x {_WHOLE.n_ff} {kind}"
     steps: Mapping[str, tuple[Workload, float]] = {
-        f"prefill of {_N_PROMPT} tokens": (Workload(_N_PROMPT, 0), statistics.median(prefill)),
-        "decode step": (Workload(1, _N_PROMPT + _N_STEPS // 2), statistics.median(decode)),
+        f"prefill of {n_prompt} tokens": (Workload(n_prompt, 0), statistics.median(prefill)),
+        "decode step": (Workload(1, n_prompt + _N_STEPS // 2), statistics.median(decode)),
     }
     return tuple(
         Check(f"{what}, {name}", measured_s, *(_step_s(graph, workload, found, c) for c in (None, calibration)))

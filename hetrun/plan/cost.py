@@ -194,7 +194,7 @@ def _calibrated(
     """The answers, with the times that measurements give them where a device has been calibrated."""
     from hetrun.calibration.terms import footprint_bytes, with_again
 
-    footprint = footprint_bytes(graph.ops)
+    footprint = footprint_bytes(graph.ops, workload)
     measured = {d.info.id: d.calibration for d in devices if d.calibration}
     for (op, again), by_device in zip(with_again(graph.ops), answers, strict=True):
         yield {

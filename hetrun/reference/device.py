@@ -14,6 +14,7 @@ from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.ops import Attention, Embedding, KvSpec, Value
 from hetrun.reference.arrays import F32Array
+from hetrun.reference.blas import one_thread
 from hetrun.reference.dequant import StoredWeight
 from hetrun.reference.kv import KvCache
 from hetrun.reference.ops import Inputs, evaluate
@@ -115,10 +116,11 @@ class ReferenceExecutable:
         inputs = Inputs(batch, values, self._weights, caches)
         profiling = self._device.profiling
         times = [time.perf_counter()] if profiling else []
-        for op in self._segment.ops:
-            values[op.name] = evaluate(op, inputs)
-            if profiling:
-                times.append(time.perf_counter())
+        with one_thread():
+            for op in self._segment.ops:
+                values[op.name] = evaluate(op, inputs)
+                if profiling:
+                    times.append(time.perf_counter())
         for value in self._segment.outputs:
             self._rows(value, batch)[:] = values[value.name]
         seconds = time.perf_counter() - started

@@ -111,12 +111,11 @@ class Prediction:
         self.graph: Graph = runtime.graph
         self._found = runtime.found
         signatures: dict[tuple[object, ...], int] = {}
-        self._footprint = 0
+        self._footprints: dict[Workload, int] = {}
         self._again = {op.name: False for op in self.graph.ops}
         if any(f.calibration for f in self._found.values()):
-            from hetrun.calibration.terms import footprint_bytes, with_again
+            from hetrun.calibration.terms import with_again
 
-            self._footprint = footprint_bytes(self.graph.ops)
             self._again = {op.name: again for op, again in with_again(self.graph.ops)}
         self._kind = {
             op.name: signatures.setdefault((*op.signature, self._again[op.name]), len(signatures))
@@ -171,7 +170,14 @@ class Prediction:
             return None
         if found.calibration is None:
             return answer
-        return found.calibration.cost(answer, op, workload, self._footprint, self._again[op.name])
+        return found.calibration.cost(answer, op, workload, self._footprint(workload), self._again[op.name])
+
+    def _footprint(self, workload: Workload) -> int:
+        from hetrun.calibration.terms import footprint_bytes
+
+        if workload not in self._footprints:
+            self._footprints[workload] = footprint_bytes(self.graph.ops, workload)
+        return self._footprints[workload]
 
     def _ops_on(self, device: str) -> list[Op]:
         """One op of each kind that the device runs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from hetrun.device import DeviceInfo
 from hetrun.plan.plan import PHASES, Phase
@@ -19,6 +19,9 @@ from hetrun.run.trace import RunRecord, StepRecord, Trace
 E = TypeVar("E", bound="Entry")
 
 OUTSIDE = "outside the layers"
+
+Clock = Literal["measured", "simulated", "modelled", "mixed"]
+CLOCK_OF: dict[str, Clock] = {"measured": "measured", "simulated": "simulated", "analytic": "modelled"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,12 @@ class PhaseProfile:
     def time_s(self) -> float:
         """What predicted_s is compared with."""
         return self.wall_s if self.device_time_s is None else self.device_time_s
+
+    @property
+    def clock(self) -> Clock:
+        """How time_s and the times of the parts are known: as their bases say, "mixed" where those differ."""
+        kinds = {basis.partition(":")[0] for device in self.devices for basis in device.basis}
+        return CLOCK_OF.get(kinds.pop(), "mixed") if len(kinds) == 1 else "mixed"
 
 
 @dataclass(frozen=True)

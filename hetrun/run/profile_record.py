@@ -33,6 +33,7 @@ def _phase(phase: PhaseProfile, roofs: Mapping[str, Roof]) -> Record:
     return {
         "n_steps": phase.n_steps,
         "n_tokens": phase.n_tokens,
+        "clock": phase.clock,
         "measured_s": phase.time_s,
         "predicted_s": phase.predicted_s,
         "error": _error(phase.time_s, phase.predicted_s),

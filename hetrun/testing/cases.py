@@ -32,11 +32,12 @@ from hetrun.ops import (
     Value,
     Workload,
 )
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ALL_TYPES, Weight
 
 FLOATS = ("F32", "F16", "BF16")
 BLOCKS_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 BLOCKS_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+GROUPS_64 = ("W2S24", "W2")
 RARE_TYPES = (
     *("IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0"),
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
@@ -49,6 +50,7 @@ _SHAPES = {
     **dict.fromkeys(
         BLOCKS_256, ((1, 256, 192), (2, 512, 67), (3, 1536, 33), (7, 768, 192), (33, 256, 35), (33, 512, 1))
     ),
+    **dict.fromkeys(GROUPS_64, ((1, 576, 192), (2, 64, 67), (3, 1536, 33), (7, 576, 192), (33, 192, 35), (33, 128, 1))),
     **dict.fromkeys(RARE_TYPES, ((3, 512, 67),)),
 }
 
@@ -106,7 +108,7 @@ def _few(scores: NDArray[np.float32], n_used: int) -> NDArray[np.float32]:
 
 
 def weight(name: str, type_name: str, *shape: int) -> Weight:
-    return Weight(f"{name}.weight", TENSOR_TYPES[type_name], shape)
+    return Weight(f"{name}.weight", ALL_TYPES[type_name], shape)
 
 
 def prompt(n_tokens: int, slot: int = 0, start: int = 0, outputs: tuple[int, ...] | None = None) -> Batch:
@@ -132,7 +134,7 @@ def _matmul() -> Iterator[OpCase]:
 
 
 def _embedding() -> Iterator[OpCase]:
-    for type_name in (*FLOATS, *BLOCKS_32, *BLOCKS_256):
+    for type_name in (*FLOATS, *BLOCKS_32, *BLOCKS_256, *GROUPS_64):
         width = 256 if type_name in BLOCKS_256 else 576
         op = Embedding("token_embd", weight("token_embd", type_name, 31, width))
         yield OpCase(f"embedding-{type_name}-7x{width}", op, prompt(7))

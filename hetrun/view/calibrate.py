@@ -17,6 +17,9 @@ def print_calibration(calibration: Calibration) -> None:
         errors = (_percent(group[key]) for key in ("error_before", "error_after"))
         shown.add_row(plain(group["group"]), str(group["programs"]), *errors, *rates)
     out.print(shown)
+    for stands in dict.fromkeys(found["alike"].values()):
+        others = ", ".join(t for t, name in found["alike"].items() if name == stands)
+        out.print(plain(f"{others}: kept by the device in the same form as {stands}, whose times they have"))
     if found["checks"]:
         shown = table("held against", numbers=("measured", "estimate", "off by", "now predicted", "off by"))
         for check in found["checks"]:

@@ -35,7 +35,7 @@ def print_profile(record: Record, *, to_stderr: bool = False) -> None:
 
 def _headline(name: str, phase: Record) -> Text:
     steps = f"{phase['n_steps']} step{'s' if phase['n_steps'] > 1 else ''}"
-    clock = "measured" if phase["device_time_s"] is None else "in device time"
+    clock = _clock(phase)
     line = Text(f"{name}", "bold").append(f": {phase['n_tokens']} tokens in {steps}; ", "default")
     line.append(f"{duration(phase['measured_s'] / phase['n_steps'])} a step {clock}", "default")
     line.append(f" ({_tps(phase['tps'])}), {duration(phase['predicted_s'] / phase['n_steps'])} predicted", "default")
@@ -46,9 +46,10 @@ def _headline(name: str, phase: Record) -> Text:
 
 
 def _devices(phase: Record) -> Table:
-    columns = ("measured", "predicted", "error", "launches", "in launches", "predicted", "idle", "bytes/s", "FLOP/s")
+    clock = _clock(phase)
+    columns = (clock, "predicted", "error", "launches", "in launches", "predicted", "idle", "bytes/s", "FLOP/s")
     shown = table("device, a step", numbers=columns)
-    shown.add_column("measured by; predicted by")
+    shown.add_column(f"{clock} by; predicted by")
     for d in phase["devices"]:
         shown.add_row(
             plain(d["device"]),
@@ -69,7 +70,7 @@ def _devices(phase: Record) -> Table:
 def _entries(title: str, entries: Sequence[Record], phase: Record) -> Table:
     """Entries with their share of the phase."""
     shown = table(f"{title}, a step", "device")
-    for column in ("measured", "share", "predicted", "error", "bytes/s", "FLOP/s"):
+    for column in (_clock(phase), "share", "predicted", "error", "bytes/s", "FLOP/s"):
         shown.add_column(column, justify="right")
     for e in entries:
         shown.add_row(
@@ -104,7 +105,7 @@ def _layers(phases: Mapping[str, Record]) -> Table:
     """A row for each layer and device, the phases side by side."""
     shown = table("layer", "device")
     for name in phases:
-        for column in (f"{name} a step", "predicted", "error"):
+        for column in (f"{name} a step, {_clock(phases[name])}", "predicted", "error"):
             shown.add_column(column, justify="right")
         shown.add_column("")
     rows: dict[tuple[str, str], dict[str, Record]] = {}
@@ -137,7 +138,9 @@ def _notes(out: Console, record: Record, phases: Sequence[Record]) -> None:
     if any(p["whole"] for phase in phases for p in phase["cells"]):
         names = sorted({p["device"] for phase in phases for p in phase["cells"] if p["whole"]})
         out.print(plain(f"{', '.join(names)} times segments as a whole, not their ops"))
-    out.print(plain("error: how far the prediction lies above (+) or below (-) what was measured"))
+    if any(phase["clock"] == "modelled" for phase in phases):
+        out.print(plain("modelled: by the device's own model, not measured"))
+    out.print(plain("error: how far the prediction lies above (+) or below (-) the time beside it"))
 
 
 def error(value: float | None) -> Text:
@@ -145,13 +148,18 @@ def error(value: float | None) -> Text:
     if value is None:
         return Text("")
     style = "green" if abs(value) <= 0.1 else "yellow" if abs(value) <= 0.3 else "red"
-    return Text(f"{100 * value:+.0f}%", style)
+    return Text(f"{round(100 * value):+d}%", style)  # rounded first, or little below zero would be -0%
 
 
 def bar(share: float) -> str:
     """A bar of up to `_BAR` cells, in eighths."""
     eighths = round(share * _BAR * 8)
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def _clock(phase: Record) -> str:
+    """What heads the times of a phase."""
+    return "device time" if phase["clock"] == "mixed" else str(phase["clock"])
 
 
 def _step(phase: Record, seconds: float) -> str:

@@ -26,6 +26,8 @@ const duration = (s) => scaled(s, [[1, "s"], [1e3, "ms"], [1e6, "us"]]);
 const rate = (x, unit) => scaled(x, [[1e-12, "T" + unit], [1e-9, "G" + unit], [1e-6, "M" + unit], [1e-3, "k" + unit], [1, unit]]);
 const percent = (x) => `${(100 * x).toFixed(1)}%`;
 const signed = (x) => `${x >= 0 ? "+" : ""}${(100 * x).toFixed(0)}%`;
+// What times are called: "mixed" has some of each kind.
+const clockOf = (phase) => (phase.clock === "mixed" ? "device time" : phase.clock);
 const verdict = (x) => (Math.abs(x) <= 0.1 ? "good" : Math.abs(x) <= 0.3 ? "fair" : "bad");
 
 function tip(element, text) {
@@ -65,7 +67,7 @@ function tableOf(id, columns, rows) {
 function tiles(phase) {
   const tile = (name, value, text, note) => make("div", { class: "tile" },
     make("span", {}, name), make("b", { "data-figure": name, "data-value": value }, text(value)), make("span", {}, note));
-  const clock = phase.device_time_s === null ? "measured by the host's clock" : "in the devices' own time";
+  const clock = phase.device_time_s === null ? "measured by the host's clock" : `${clockOf(phase)}, in the devices' own time`;
   const each = (s) => duration(s / phase.n_steps);
   byId("tiles").replaceChildren(
     tile("tokens/s", phase.tps, digits, clock),
@@ -85,7 +87,7 @@ function where(phase) {
   }));
   const bars = phase.devices.flatMap((d) => [
     make("b", {}, d.device), make("span"), make("span"),
-    make("span", { class: "name" }, "measured"),
+    make("span", { class: "name" }, clockOf(phase)),
     bar([["ops", d.ops_s, "var(--c0)"], ["launches", d.launch_s, "var(--c1)"], ["idle", d.idle_s, "var(--line)"]]),
     make("span", {}, duration(d.measured_s / phase.n_steps)),
     make("span", { class: "name" }, "predicted"),
@@ -99,7 +101,7 @@ const keyOf = (entries) => make("div", { class: "key" }, ...entries.map(([name, 
   make("span", {}, make("i", { style: `background:${colour}` }), name)));
 
 function describe(e, phase) {
-  const lines = [e.name, `${e.device}`, `measured ${duration(e.measured_s / phase.n_steps)} a step`,
+  const lines = [e.name, `${e.device}`, `${clockOf(phase)} ${duration(e.measured_s / phase.n_steps)} a step`,
     `predicted ${duration(e.predicted_s / phase.n_steps)}${e.error === null ? "" : `, error ${signed(e.error)}`}`];
   if (e.bytes_per_s) lines.push(`${rate(e.bytes_per_s, "B/s")}, ${rate(e.flops_per_s, "FLOP/s")}`);
   return lines.join("\n");
@@ -137,7 +139,7 @@ function layerMap(phase) {
   const ramp = (colours) => make("span", { class: "ramp", style: `background:linear-gradient(in oklab to right, ${colours})` });
   const key = byTime
     ? ["time a step ", duration(least / phase.n_steps), ramp("var(--low), var(--high)"), duration(most / phase.n_steps)]
-    : ["predicted a quarter of measured", ramp("var(--under), var(--middle), var(--over)"), "four times"];
+    : [`predicted a quarter of ${clockOf(phase)}`, ramp("var(--under), var(--middle), var(--over)"), "four times"];
   box.replaceChildren(image, make("div", { class: "key" }, make("span", {}, ...key)));
 }
 
@@ -221,21 +223,21 @@ function entryRows(entries, phase) {
     cell(e.bytes_per_s || null, (x) => rate(x, "B/s")), cell(e.bytes_of_roof || null, percent),
     cell(e.flops_per_s || null, (x) => rate(x, "FLOP/s")), cell(e.flops_of_roof || null, percent)));
 }
-const entryColumns = (name) => [[name], ["device"], ["measured a step", 1], ["share"], ["predicted", 1], ["error", 1],
+const entryColumns = (name, phase) => [[name], ["device"], [`${clockOf(phase)} a step`, 1], ["share"], ["predicted", 1], ["error", 1],
   ["bytes/s", 1], ["of roof", 1], ["FLOP/s", 1], ["of roof", 1]];
 
 function tables(phase) {
   const step = (s) => duration(s / phase.n_steps), perStep = (n) => digits(n / phase.n_steps);
-  tableOf("devices", [["device"], ["measured a step", 1], ["predicted", 1], ["error", 1], ["launches", 1], ["in launches", 1],
-    ["predicted", 1], ["idle", 1], ["bytes/s", 1], ["of roof", 1], ["FLOP/s", 1], ["of roof", 1], ["measured by; predicted by"]],
+  tableOf("devices", [["device"], [`${clockOf(phase)} a step`, 1], ["predicted", 1], ["error", 1], ["launches", 1], ["in launches", 1],
+    ["predicted", 1], ["idle", 1], ["bytes/s", 1], ["of roof", 1], ["FLOP/s", 1], ["of roof", 1], [`${clockOf(phase)} by; predicted by`]],
   phase.devices.map((d) => make("tr", { "data-name": d.device },
     words(d.device), cell(d.measured_s, step), cell(d.predicted_s, step), cell(d.error, signed, d.error === null ? "" : verdict(d.error)),
     cell(d.launches, perStep), cell(d.launch_s, step), cell(d.launch_predicted_s, step), cell(d.idle_s, step),
     cell(d.bytes_per_s, (x) => rate(x, "B/s")), cell(d.bytes_of_roof, percent), cell(d.flops_per_s, (x) => rate(x, "FLOP/s")),
     cell(d.flops_of_roof, percent), words(`${d.basis.join(", ")}; ${d.predicted_basis.join(", ")}`))));
-  tableOf("kinds", entryColumns("kind of op"), entryRows(phase.kinds, phase));
-  tableOf("parts", entryColumns("timed as one"), entryRows(phase.parts, phase));
-  tableOf("layers", entryColumns("layer"), entryRows(phase.layers, phase));
+  tableOf("kinds", entryColumns("kind of op", phase), entryRows(phase.kinds, phase));
+  tableOf("parts", entryColumns("timed as one", phase), entryRows(phase.parts, phase));
+  tableOf("layers", entryColumns("layer", phase), entryRows(phase.layers, phase));
   byId("copies-card").hidden = !phase.copies.length;
   tableOf("copies", [["link"], ["copies a step", 1], ["bytes", 1], ["measured a step", 1], ["predicted", 1], ["error", 1], ["bytes/s", 1]],
     phase.copies.map((c) => make("tr", {}, words(`${c.source} to ${c.target}`), cell(c.copies, perStep), cell(c.bytes, perStep),
@@ -244,7 +246,7 @@ function tables(phase) {
 }
 
 function notes() {
-  const lines = ["Error: how far the prediction lies above (+) or below (-) what was measured. Predictions are the devices' cost models at the size that each step really had.",
+  const lines = ["Error: how far the prediction lies above (+) or below (-) the time beside it. Predictions are the devices' cost models at the size that each step really had.",
     "~ Ops that the device runs as one were timed together, and divided as their predictions are.",
     "Bytes are weights, KV cache, and values that the ops read and write by their definition; what a device keeps in its caches or fuses away is counted too, so a share of the roof can exceed 100%.",
     `The time line shows the first steps that were recorded, of ${nSteps}; hetrun profile --trace has more.`];

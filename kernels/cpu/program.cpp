@@ -14,7 +14,7 @@ namespace hetrun::cpu {
 namespace {
 
 struct BlockSize {
-    size_t elements, bytes;
+    size_t elements, bytes, row_tail = 0;
 };
 
 BlockSize block_size(uint32_t type) {
@@ -37,6 +37,8 @@ BlockSize block_size(uint32_t type) {
         case TensorType::TQ1_0: return {256, sizeof(BlockTQ1_0)};
         case TensorType::TQ2_0: return {256, sizeof(BlockTQ2_0)};
         case TensorType::MXFP4: return {32, sizeof(BlockMXFP4)};
+        case TensorType::W2S24: return {64, sizeof(BlockW2S24), kRowScaleBytes};
+        case TensorType::W2: return {64, sizeof(BlockW2), kRowScaleBytes};
     }
     return {0, 0};
 }
@@ -132,7 +134,7 @@ int Program::resolve_tables() {
         if (block.elements == 0 || w.n_columns % block.elements != 0 || w.n_columns < 1 || w.address == 0 ||
             w.n_columns > UINT32_MAX)
             return HETRUN_BAD_PROGRAM;
-        const uint64_t row_bytes = w.n_columns / block.elements * block.bytes;
+        const uint64_t row_bytes = w.n_columns / block.elements * block.bytes + block.row_tail;
         if (w.nbytes < product(row_bytes, w.n_rows)) return HETRUN_BAD_PROGRAM;
         weights_.push_back({at<const uint8_t>(w.address), static_cast<size_t>(row_bytes), static_cast<size_t>(w.n_rows),
                             static_cast<size_t>(w.n_columns), w.type});

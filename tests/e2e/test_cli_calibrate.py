@@ -119,7 +119,7 @@ def test_measuring_replaces_a_file_that_cannot_be_used(measured: Path, plugin: P
     (path,) = (tmp_path / "data" / "calibration").glob("*.json")
     path.write_text("{}")
     assert hetrun(tmp_path, *QUICK, plugins=[plugin]).code == 0
-    assert json.loads(path.read_text())["format"] == 1
+    assert json.loads(path.read_text())["format"] == 2
 
 
 def test_folder_that_cannot_be_written_is_one_error(plugin: Path, tmp_path: Path) -> None:

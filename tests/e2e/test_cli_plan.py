@@ -9,7 +9,7 @@ import pytest
 from command import Done, hetrun, make_plugin, require_device
 from models import tiny_llama
 
-USAGE, PLAN, DEVICE = 2, 6, 7
+USAGE, CONTEXT, PLAN, DEVICE = 2, 5, 6, 7
 BOARD = ("--device", "model:cortex-a9", "--device", "model:pynq-z1")
 TINYLLAMA = ("plan", "--shape", "tinyllama-382mb", "--system", "pynq-z1")
 
@@ -129,6 +129,20 @@ def test_a_model_that_does_not_fit_is_told_what_would(tmp_path: Path) -> None:
         assert label in done.hints[0]
     quant = hetrun(tmp_path, "plan", "--shape", "tinyllama", "--quant", "Q2_K", "--system", "pynq-z1", "--json").json
     assert f"--quant Q2_K ({quant['predicted']['decode_tps']:.3g} tokens/s)" in done.hints[0]
+
+
+def test_the_mix_that_fits_beside_linux_is_named(tmp_path: Path) -> None:
+    """The file that SECDA-LLM ran, on its board: 481 MB of tensors, and what is left of 512 MB."""
+    args = ("plan", "--shape", "tinyllama-q2_k", "--system", "pynq-z1")
+    done = hetrun(tmp_path, *args, "--ctx", "512")
+    failed(done, PLAN, "host memory holds 433 MB, and the plan needs at least 493 MB")
+    assert "less 99 MiB for Linux" in done.err
+    mix = hetrun(tmp_path, "plan", "--shape", "tinyllama-382mb", "--system", "pynq-z1", "--ctx", "512", "--json").json
+    rate = f"{mix['predicted']['decode_tps']:.3g} tokens/s"
+    assert f"gate and up in Q2_K, output in Q3_K ({rate})" in done.hints[0]
+    assert "gate and up in Q2_K, output in Q3_K, with --ctx 1024" in hetrun(tmp_path, *args).hints[0]
+    other = hetrun(tmp_path, "plan", "--shape", "tinyllama", "--system", "pynq-z1", "--ctx", "512")
+    assert "the types of --shape tinyllama-382mb (" in other.hints[0]
 
 
 def test_forbidden_ops_run_elsewhere(tiny: Path, tmp_path: Path) -> None:
@@ -296,3 +310,11 @@ def test_pins_beyond_a_memory_name_the_pin_and_the_bytes(tmp_path: Path) -> None
     done = hetrun(tmp_path, *args)
     failed(done, PLAN, "model:card/ram memory holds 1.0 MB", "--pin 'blk.*.ffn_up=model:card'")
     assert "blk.0.ffn_up and 21 more are pinned to model:card" in done.errors[0]
+
+
+def test_lengths_that_exceed_the_context_are_an_error(tiny: Path, tmp_path: Path) -> None:
+    args = ("plan", "--model", tiny, "--device", "reference")
+    done = hetrun(tmp_path, *args, "--prompt-tokens", "60", "--gen-tokens", "5")
+    failed(done, CONTEXT, "a prompt of 60 tokens and an answer of 5 do not fit a context of 64", "--ctx")
+    assert hetrun(tmp_path, *args, "--prompt-tokens", "60", "--gen-tokens", "4").code == 0
+    assert hetrun(tmp_path, *args).code == 0  # the usual lengths are nobody's wish

@@ -43,6 +43,17 @@ def test_json_keeps_modelled_times_apart(tiny: Path, tmp_path: Path) -> None:
     assert "modelled" not in hetrun(tmp_path, "generate", "--model", tiny, *RUN, "--device", "cpu", "--json").json
 
 
+def test_a_profile_of_modelled_times_names_them_so(tiny: Path, tmp_path: Path) -> None:
+    """No column of the model's own times is headed as if they were measured; those of this machine are."""
+    generated = hetrun(tmp_path, "generate", "--model", tiny, *RUN, "--device", "model:cortex-a76", "--profile").err
+    headings = [line for line in generated.splitlines() if "predicted" in line and "error" in line and "[" not in line]
+    assert len([line for line in headings if " modelled " in line]) >= 5
+    assert not [line for line in headings if " measured " in line]
+    args = ("profile", "--model", tiny, "--prompt-tokens", "4", "--gen-tokens", "2", "--json", "--device")
+    assert hetrun(tmp_path, *args, "model:cortex-a76").json["decode"]["clock"] == "modelled"
+    assert hetrun(tmp_path, *args, "cpu").json["decode"]["clock"] == "measured"
+
+
 def test_plan_of_a_board_drives_generation(tiny: Path, tmp_path: Path) -> None:
     hetrun(tmp_path, "plan", "--model", tiny, "--system", "pynq-z1", "--ctx", "64", "--save", "p.json")
     done = hetrun(tmp_path, "generate", "--model", tiny, *RUN, "--ctx", "64", "--plan", "p.json", "--json")

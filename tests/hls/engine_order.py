@@ -35,11 +35,13 @@ def quantised(x: Floats, block: int, padded: int) -> tuple[npt.NDArray[np.int64]
     """int8 codes [tokens, padded] and scales [tokens, padded / block], in float32 arithmetic."""
     x = np.pad(x, ((0, 0), (0, padded - x.shape[1]))).reshape(len(x), -1, block)
     largest = np.abs(x).max(axis=2)
-    usable = largest >= np.float32(1e-35)
-    with np.errstate(divide="ignore", over="ignore"):
+    finite = np.isfinite(x).all(axis=2)
+    usable = finite & (largest >= np.float32(1e-35))
+    with np.errstate(all="ignore"):
         inverse = np.where(usable, np.float32(127) / largest, np.float32(0)).astype(np.float32)
-    codes = np.rint(x * inverse[..., None]).astype(np.int64)
-    return codes.reshape(len(x), -1), np.where(usable, largest / np.float32(127), np.float32(0)).astype(np.float32)
+        codes = np.where(usable[..., None], np.rint(x * inverse[..., None]), 0).astype(np.int64)
+    unusable = np.where(finite, np.float32(0), np.float32(np.nan))
+    return codes.reshape(len(x), -1), np.where(usable, largest / np.float32(127), unusable).astype(np.float32)
 
 
 def multiply(name: str, blocks: npt.NDArray[np.uint8], x: Floats) -> Floats:
@@ -61,6 +63,31 @@ def multiply(name: str, blocks: npt.NDArray[np.uint8], x: Floats) -> Floats:
             least = _flushed(_flushed(m[None, :, b] * scales[:, b, None]) * minima[b].astype(np.float32))
             sums[part] = _flushed(sums[part] - least if name in SUPER else sums[part] + least)
     return sums[0] if n_sums == 1 else _flushed(sums[0] + sums[1])
+
+
+# 2^(-i / 256), 24 bits below the point.
+POWERS = np.rint(np.exp2(24 - np.arange(256) / 256)).astype(np.int64)
+
+
+def exp_of_minus(x: Floats) -> Floats:
+    """exp(-x) for x >= 0 by the integers that hls/activation.h defines; zero from 2^-125 on, and for NaN."""
+    z = _flushed((x * np.float32(np.log2(np.e))).astype(np.float32))
+    small = z < 125  # False for NaN
+    # Any power of two below 125 times 2^23 is exact in float64, and the fraction is cut off.
+    fixed = np.floor(np.where(small, z, 0).astype(np.float64) * 2**23).astype(np.int64)
+    whole, power = fixed >> 23, POWERS[fixed >> 15 & 255]
+    w = (fixed & 0x7FFF) * 45426 >> 14
+    less = w - ((w >> 2) ** 2 >> 22)
+    mantissa = power - (power * less >> 25)
+    return np.where(small, np.ldexp(mantissa.astype(np.float64), -24 - whole), 0).astype(np.float32)
+
+
+def silu_times(gate: Floats, up: Floats) -> Floats:
+    """silu(gate) * up as the engine defines it."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        t = exp_of_minus(np.abs(gate))
+        dividend = np.where(np.signbit(gate), _flushed(gate * t), gate)
+        return _flushed(_flushed(dividend / (np.float32(1) + t)) * up)
 
 
 def _flushed(x: Floats) -> Floats:

@@ -130,8 +130,9 @@ def build(folder: Path, *flags: str) -> Path:
 
 
 def run_with(library: Path, tests: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs tests of this file in a process that loads that library."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(Path(__file__))]
+    """Runs tests of this file and of the activation's in a process that loads that library."""
+    files = [str(Path(__file__)), str(Path(__file__).with_name("test_pynq_activation.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *files]
     variables = {**os.environ, "HETRUN_PYNQ_Z1_LIBRARY": str(library), **environment}
     return subprocess.run([*command, "-k", tests], capture_output=True, text=True, timeout=500, env=variables, cwd=ROOT)
 
@@ -152,7 +153,17 @@ def ap_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_integers_of_declared_widths_give_the_same_bits(ap_types: Path, tmp_path: Path) -> None:
     library = build(tmp_path, "-DHETRUN_PYNQ_AP", f"-I{ap_types}", "-w")
-    result = run_with(library, "test_bits_are_those or test_the_extremes")
+    result = run_with(
+        library, "test_bits_are_those or test_the_extremes or (test_a_fused and 7-) or test_an_activation"
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+
+
+def test_the_source_as_the_vendors_compiler_sees_it_gives_the_same_bits(ap_types: Path, tmp_path: Path) -> None:
+    """__SYNTHESIS__, with stand-ins for the vendor's streams and masters."""
+    stand_ins = Path(__file__).parent / "vendor_hls"
+    library = build(tmp_path, "-D__SYNTHESIS__", f"-I{stand_ins}", f"-I{ap_types}", "-w")
+    result = run_with(library, "(test_bits_are_those and 7-) or (test_a_fused_block and 7-)")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
@@ -162,7 +173,9 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_streams_of_their_declared_depth_do_not_deadlock(bounded: Path) -> None:
-    result = run_with(bounded, "test_bits_are_those and (Q2_K or Q5_1) and (1- or 7-)")
+    result = run_with(
+        bounded, "(test_bits_are_those and (Q2_K or Q5_1) and (1- or 7-)) or (test_a_fused and 7- and (Q3_K or 288))"
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 

@@ -117,6 +117,9 @@ def test_simulated_time_is_kept_apart_from_the_hosts() -> None:
     [device] = [d for d in decode.devices if d.device == "simulated:0"]
     assert device.busy_s == pytest.approx(len(steps) * 1e-3) and device.basis == ("simulated:test",)
     assert record["decode"]["measured_s"] == pytest.approx(own)
+    assert record["decode"]["clock"] == "mixed"
+    assert recorded([simulated()], ["*=simulated"])[3]["decode"]["clock"] == "simulated"
+    assert recorded([remote.reference()])[3]["decode"]["clock"] == "measured"
 
 
 def test_a_phase_that_did_not_run_is_null() -> None:

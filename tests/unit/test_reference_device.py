@@ -384,3 +384,26 @@ def test_use_after_the_device_is_closed_is_a_device_error(bench, device, call):
     device.close()
     with pytest.raises(DeviceError, match="closed"):
         call(device, b)
+
+
+def test_ops_run_on_one_thread_of_openblas_and_the_number_comes_back(driver, info, device, monkeypatch):
+    """Else its threads would poll beside those of other devices."""
+    from hetrun.reference import blas
+
+    functions = blas._openblas()
+    if functions is None:
+        pytest.skip("this NumPy's library is no OpenBLAS")
+    get, put = functions
+    before, seen = get(), []
+    put(2)
+    bench = Bench(driver, info, device, DOUBLE)
+    monkeypatch.setattr("hetrun.reference.device.evaluate", lambda op, inputs: seen.append(get()) or inputs.value(op.x))
+    try:
+        bench.executable.run(Batch.of([0], [0], [0], [0]))
+        assert (seen, get()) == ([1], 2)
+        monkeypatch.setattr("hetrun.reference.device.evaluate", lambda op, inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bench.executable.run(Batch.of([0], [0], [0], [0]))
+        assert get() == 2
+    finally:
+        put(before)

@@ -9,19 +9,20 @@
 
 #include <hls_stream.h>
 // The caller's body is then a dataflow region.
-#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f) \
-    _Pragma("HLS DATAFLOW") a;                  \
-    b;                                          \
-    c;                                          \
-    d;                                          \
-    e;                                          \
-    f;
+#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f, g) \
+    _Pragma("HLS DATAFLOW") a;                     \
+    b;                                             \
+    c;                                             \
+    d;                                             \
+    e;                                             \
+    f;                                             \
+    g;
 
 #else
 
 // The processes of a dataflow region, in the order of their data.
-#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f) \
-    hls::dataflow([&] { a; }, [&] { b; }, [&] { c; }, [&] { d; }, [&] { e; }, [&] { f; });
+#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f, g) \
+    hls::dataflow([&] { a; }, [&] { b; }, [&] { c; }, [&] { d; }, [&] { e; }, [&] { f; }, [&] { g; });
 
 #include <cstddef>
 #include <cstdio>

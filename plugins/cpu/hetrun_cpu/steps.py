@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ALL_TYPES, Weight
 
 
 class Kind(IntEnum):
@@ -47,6 +47,7 @@ QUANTISED_TYPES = frozenset(
     (
         *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
         *("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"),
+        *("W2S24", "W2"),
     )
 )
 DEQUANTISED_TYPES = frozenset(
@@ -55,11 +56,17 @@ DEQUANTISED_TYPES = frozenset(
 """Types that no kernel reads: the gguf package dequantises them when a segment is loaded."""
 
 
+EXPANDED_TYPES = frozenset({"W2S24"})
+"""Types whose packed form is that of the same weights without pruning (kernels/cpu/pack.h)."""
+
+
 def as_stored(weight: Weight) -> Weight:
     """The weight in the type that memory holds it in: F16 for types that are dequantised (dequantised.py says why)."""
-    if weight.type.name not in DEQUANTISED_TYPES:
-        return weight
-    return Weight(weight.name, TENSOR_TYPES["F16"], weight.shape)
+    if weight.type.name in DEQUANTISED_TYPES:
+        return Weight(weight.name, ALL_TYPES["F16"], weight.shape)
+    if weight.type.name in EXPANDED_TYPES:
+        return Weight(weight.name, ALL_TYPES["W2"], weight.shape)
+    return weight
 
 
 PANEL_TOKENS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from simulated_device import TRUE_LINK, Law, SimulatedDriver
+from simulated_device import CACHE_BYTES, TRUE_LINK, Law, SimulatedDriver
 
 from hetrun.api import choose_devices
 from hetrun.calibration import store
@@ -14,9 +14,10 @@ from hetrun.calibration.terms import with_again
 from hetrun.device import Cost, Link, Workload
 from hetrun.errors import DeviceError
 from hetrun.measure.whole import Sizes
-from hetrun.ops import OP_TYPES, MatMul
+from hetrun.ops import OP_TYPES, Attention, KvSpec, MatMul, Value
 from hetrun.plan.cost import CostTable
 from hetrun.plugins import FoundDevice, Plugin, Registry
+from hetrun.tensor import TENSOR_TYPES
 
 from .conftest import Measure, found
 
@@ -135,6 +136,63 @@ def test_measured_cost_says_so_and_keeps_the_rest(driver: SimulatedDriver, calib
 def test_no_rows_cost_nothing(calibration: Calibration) -> None:
     op = next(op for op in LARGE.graph("Q4_0", 512).ops if op.name == "output")
     assert calibration.seconds(op, Workload(16, 0, 1, 0), 10**9, False) == 0.0
+
+
+def test_slow_device_is_measured_in_bounded_time(measure: Measure) -> None:
+    """A hundredth of the speed: fewer tokens, fewer keys, shorter programs, and still prices for everything."""
+    slow = Law(
+        rates={"Q4_0": (6e8, 3e8, 5e9)}, other_rates=(5e8, 2.5e8, 4e9), attention_flops_per_s=6e8, launch_s=1e-3,
+        prepare_s=1e-4, prepare_element_s=3e-8, op_s=4e-5, element_s=2e-8, attention_s=3e-4,
+    )  # fmt: skip
+    driver = SimulatedDriver(slow)
+    calibration = measure(driver, ("Q4_0",))
+    assert driver.clock.now_s < 120
+    behind = {int(o.program.rsplit(" ", 1)[1]) for o in calibration.observations if "attention" in o.group}
+    assert {0, 32} <= behind and 1024 not in behind
+    graph = LARGE.graph("Q4_0", 512)
+    for workload in (Workload(16, 0), Workload(1, 33)):
+        truth = slow.step_seconds(graph.ops, workload)
+        assert step_s(graph, workload, found(driver).calibrated(calibration)) == pytest.approx(truth, rel=0.15)
+
+
+def test_keys_beyond_the_caches_cost_more(measure: Measure) -> None:
+    class WithKeys(Law):
+        def op_seconds(self, op, workload, footprint, again):
+            seconds = super().op_seconds(op, workload, footprint, again)
+            if isinstance(op, Attention) and workload.n_tokens == 1:
+                seconds += op.kv_bytes(workload) / (20e9 if footprint > CACHE_BYTES else 200e9)
+            return seconds
+
+    law = WithKeys()
+    calibration = measure(SimulatedDriver(law), ("Q4_0",))
+    op = Attention("attn", Value("q", 2048), Value("k", 2048), Value("v", 2048), KvSpec("kv", 1, 2048, 16, 128), 1.0)
+    for footprint in (4_000_000, 600_000_000):
+        truth = law.op_seconds(op, Workload(1, 1000), footprint, False)
+        assert calibration.seconds(op, Workload(1, 1000), footprint, False) == pytest.approx(truth, rel=0.1)
+
+
+def test_types_that_the_device_keeps_in_one_form_are_timed_once(measure: Measure) -> None:
+    class Widening(SimulatedDriver):
+        """Keeps every matrix in float32."""
+
+        def estimate(self, info, op, workload):
+            return super().estimate(info, as_f32(op), workload)
+
+    def as_f32(op):
+        if not isinstance(op, MatMul):
+            return op
+        return dataclasses.replace(op, weight=dataclasses.replace(op.weight, type=TENSOR_TYPES["F32"]))
+
+    driver = Widening(Law())
+    calibration = measure(driver, ("Q8_0", "Q6_K"))
+    assert [g for g in dict.fromkeys(o.group for o in calibration.observations) if "matmul" in g] == ["matmul Q4_0"]
+    assert {calibration.alike[t] for t in ("Q8_0", "Q6_K", "IQ3_S")} == {"Q4_0"}
+    assert not {"Q4_0", "F32", "F16"} & set(calibration.alike)  # rows of F16 need be no whole blocks of Q4_0
+    ops = [next(op for op in LARGE.graph(t, 512).ops if op.name == "blk.0.ffn_up") for t in ("Q4_0", "Q8_0", "Q6_K")]
+    for workload in (Workload(1, 0), Workload(64, 0)):
+        answers = [driver.estimate(found(driver).info, op, workload) for op in ops]
+        costs = [calibration.cost(a, op, workload, 10**9, True) for a, op in zip(answers, ops, strict=True)]
+        assert len({(c.seconds, c.basis) for c in costs}) == 1 and costs[0].basis == calibration.basis
 
 
 def test_links_are_found(measure: Measure) -> None:

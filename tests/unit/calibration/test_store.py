@@ -13,7 +13,7 @@ import pytest
 from simulated_device import SimulatedDriver
 
 from hetrun.calibration import store
-from hetrun.calibration.table import Calibration, Check, LinkTimes, Observation
+from hetrun.calibration.table import Calibration, Check, LinkTimes, Observation, Speeds
 from hetrun.errors import ConfigError
 
 from .conftest import found
@@ -32,11 +32,12 @@ def calibration_of(driver: SimulatedDriver) -> Calibration:
         launch_s=3e-6,
         prices={1: {"matmul/Q8_0": ((8e6, 1e-6), (64e6, 2e-6)), "add": ((0.0, 1e-7),)}},
         ratios={"matmul": 0.4},
+        alike={"Q4_K": "Q4_0"},
         links={"sim:0/ram": LinkTimes((1e-6, 1e9), (2e-6, 2e9))},
         observations=(Observation("g", "p", 1, 10, 1e-3, 2e-3, {"add": 1.0}, {"add": 2e-3}, 0.01, 1.1),),
         checks=(Check("whole", 1.0, 2.0, 1.1),),
         others=0.02,
-        probe_s=1e-3,
+        speeds=Speeds(1e-3, 2e-3),
     )
 
 
@@ -91,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytes": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not UTF-8 text"),
     "deep": (lambda p: p.write_text("[" * 100_000), "not a calibration"),
     "folder": (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
-    "format": (edited(lambda d: d.update(format=99)), "format 99, this hetrun has 1"),
+    "format": (edited(lambda d: d.update(format=99)), "format 99, this hetrun has 2"),
     "version": (edited(lambda d: d.update(version="0.0.1")), "made by hetrun 0.0.1, this is "),
     "foreign": (
         edited(lambda d: d.update(fingerprint="1234")),
@@ -101,6 +102,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative": (edited(lambda d: d["prices"]["1"].update(add=[[0, -1.0]])), "-1.0 is no time or price"),
     "infinite": (edited(lambda d: d.update(launch_s=float("inf"))), "inf is no time or price"),
     "text": (edited(lambda d: d["ratios"].update(matmul="fast")), "'fast' is no time or price"),
+    "no type": (edited(lambda d: d["alike"].update(Q4_K="Q4_O")), "'Q4_O' is no tensor type"),
     "no levels": (edited(lambda d: d["prices"]["1"].update(add=[])), r"prices \[\]"),
     "levels upside down": (edited(lambda d: d["prices"]["1"]["matmul/Q8_0"].reverse()), "prices "),
     "no rate": (edited(lambda d: d["links"]["sim:0/ram"].update(upload=[0, 0])), "link "),
