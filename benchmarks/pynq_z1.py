@@ -4,8 +4,8 @@
 
 Validation: what the model of the published design gives for rows that were published.
 Decode: seconds a token of TinyLlama on a PYNQ-Z1 by the cycle model of the engine and the profile of the board's two
-Cortex-A9 for all else (attention, norms, activation), launches included; the memory at 75% of its pins' rate, and at
-67.5 and 85%.
+Cortex-A9 for all else (attention, norms), launches included; gate x up in the engine, and beside it on the A9; the
+memory at 75% of its pins' rate, and at 67.5 and 85%.
 Sweeps: the engine alone with other parameters, beside what a dry run of such an engine gave in a model of its own.
 """
 
@@ -19,8 +19,9 @@ from hetrun.device import Workload
 from hetrun.graph.graph import Graph
 from hetrun.model.architectures import GraphOptions
 from hetrun.model.shape import load_shape
-from hetrun.ops import MatMul
+from hetrun.ops import GatedActivation, MatMul
 from hetrun.plan.place import Request, make_plan
+from hetrun.plan.rules import Forbid
 from hetrun.plugins import Registry
 from hetrun_pynq_z1.program import stream_bytes
 from hetrun_pynq_z1.timing import Design, matmul_seconds, secda_matmul
@@ -59,7 +60,8 @@ def main() -> None:
     print("## Validation: rows of the published design\n")
     print(table(("row", "published", "simulated", "error"), validation()))
     print("\n## Decode, seconds a token (simulated; A9 analytic)\n")
-    head = ("SECDA-LLM's design", "this engine", "at 67.5%", "at 85%", "DDR limit", "A9 alone", "A9 paging")
+    head = ("SECDA-LLM's design", "activation on the A9", "this engine", "at 67.5%", "at 85%", "DDR limit")
+    head += ("A9 alone", "A9 paging")
     print(table(("file", "context", *head), decode()))
     print("\n## Sweeps, seconds of a token's matmuls in the engine (simulated)\n")
     print(table(("engine", *SHAPES, "dry run, the first file", "the second"), sweeps()))
@@ -101,6 +103,7 @@ def decode() -> Iterator[tuple[str, ...]]:
                 label,
                 str(context),
                 published,
+                f"{token_s(own, context, 'model:cortex-a9', 'pynq-z1:csim', fused=False):.3f}",
                 *(
                     f"{token_s(own, context, 'model:cortex-a9', 'pynq-z1:csim', ddr_permille=p):.3f}"
                     for p in (750, 675, 850)
@@ -123,10 +126,10 @@ def sweeps() -> Iterator[tuple[str, ...]]:
         yield name, *(f"{seconds:.4f}" for seconds in own), first, second
 
 
-def token_s(model: Graph, context: int, *devices: str, ddr_permille: int = 750) -> float:
+def token_s(model: Graph, context: int, *devices: str, ddr_permille: int = 750, fused: bool = True) -> float:
     """Seconds of one token behind `context` of them, as planned; memory counts no limit.
 
-    ddr_permille: of its pins' rate that the memory sustains for the engine.
+    ddr_permille: of its pins' rate that the memory sustains for the engine.   fused: whether gate x up is the engine's.
     """
     found = choose_devices(Registry.load(), devices, to_run=False, calibrated=False)
     found = [replace(d, info=replace(d.info, model={**d.info.model, "ddr_permille": ddr_permille})) for d in found]
@@ -135,7 +138,9 @@ def token_s(model: Graph, context: int, *devices: str, ddr_permille: int = 750) 
         for d in found
     ]
     request = Request(prompt_tokens=context, gen_tokens=1)
-    return make_plan(model, roomy, request).predicted["decode"].total_s
+    activations = [op.name for op in model.ops if isinstance(op, GatedActivation)]
+    rules = [] if fused else [Forbid(name, device) for name in activations for device in devices[1:]]
+    return make_plan(model, roomy, request, rules).predicted["decode"].total_s
 
 
 def secda_token_s(model: Graph, context: int) -> float:

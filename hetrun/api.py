@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hetrun.device import Batch
 from hetrun.errors import ChatTemplateError, DeviceError, UsageError
 from hetrun.graph.graph import Graph
-from hetrun.model.architectures import Architecture, GraphOptions, architectures, build_graph
+from hetrun.model.architectures import Architecture, GraphOptions, RopeExtension, architectures, build_graph
 from hetrun.model.catalog import resolve_model
 from hetrun.model.gguf_file import ModelFile
 from hetrun.model.tokenizer import Tokenizer
@@ -29,13 +29,16 @@ from hetrun.run.generate import Generation
 from hetrun.run.sample import Sampling
 from hetrun.run.session import Session
 from hetrun.run.trace import Trace
+from hetrun.run.turn import Turn
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from hetrun.config import SystemConfig
+    from hetrun.model.chat import ChatTemplate
     from hetrun.model.shape import Shape
+    from hetrun.run.constraint import Constraint, Grammar, TokenTable
     from hetrun.run.stand_in import StandInDevice
 
 # Rows of logits that one step gives: enough for `logits` and perplexity to run in chunks, little enough that a discrete
@@ -60,6 +63,7 @@ def load(
     kv_format: str = "f16",
     window: int = 0,
     sink: int = 0,
+    extension: RopeExtension | None = None,
     max_tokens_per_step: int = 512,
     system: SystemConfig | None = None,
     driver_settings: Mapping[str, Mapping[str, object]] | None = None,
@@ -75,6 +79,7 @@ def load(
     kv_format: how keys and values are kept, "f16" or what else the devices offer ("f32", "q8_0", "kv4", "kv4h").
     window, sink: each token attends to the last `window` tokens and the first `sink`, so that memory and time of a
     long context grow with those alone; window 0 attends to all.
+    extension: lets the context be longer than the model was trained for (`RopeExtension("yarn", 4.0)`).
     system: devices, their settings, memory and links (`hetrun.config.load_system`).
     driver_settings: more settings, a table for each driver name.   registry: the plugins, if not those installed.
     encode: makes the ids of a first prompt in a child process meanwhile; `Model.encoded()` gives its result.
@@ -83,7 +88,13 @@ def load(
     """
     registry = registry or Registry.load()
     options = GraphOptions(
-        n_ctx=n_ctx, n_slots=n_slots, max_tokens=max_tokens_per_step, kv_format=kv_format, window=window, sink=sink
+        n_ctx=n_ctx,
+        n_slots=n_slots,
+        max_tokens=max_tokens_per_step,
+        kv_format=kv_format,
+        window=window,
+        sink=sink,
+        extension=extension,
     )
     with ExitStack() as resources:
         path = resolve_model(os.fspath(path_or_name))
@@ -111,7 +122,8 @@ def graph_of(header: ModelFile | Shape, options: GraphOptions, registry: Registr
     extra = [
         a for _, found in registry.hook_results("hetrun_architectures") for a in found if isinstance(a, Architecture)
     ]
-    return build_graph(header.architecture, header.metadata, header.tensors, options, architectures(extra))
+    blocks = header.blocks if isinstance(header, ModelFile) else None
+    return build_graph(header.architecture, header.metadata, header.tensors, options, architectures(extra), blocks)
 
 
 def choose_devices(
@@ -195,6 +207,8 @@ class Model:
         self.session = session
         self._ahead = ahead
         self._resources = resources
+        self._turn: Turn | None = None
+        self._table: TokenTable | None = None
 
     def __enter__(self) -> Model:
         return self
@@ -235,7 +249,7 @@ class Model:
     def n_vocab(self) -> int:
         return self.session.n_vocab
 
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Ids of a text. add_special: BOS and EOS as the model asks.   parse_special: read "<|im_start|>" and the
         like.
         """
@@ -276,11 +290,15 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         parse_special: bool = False,
+        json_schema: str | Mapping[str, Any] | None = None,
+        grammar: str | Grammar | None = None,
         **sampling: Any,
     ) -> Generation:
         """Continues a prompt: text, or ids taken as they are. Iterate over the result for pieces of text.
 
         max_tokens: None for 256, or as many as the context has room for.
+        json_schema, grammar: what the text must be: a JSON schema, or a grammar in Lark or GBNF. They need the package
+        llguidance: pip install 'hetrun[grammar]'. UsageError where it is missing, or they are not valid.
         sampling: fields of `hetrun.run.sample.Sampling` (temperature, top_k, top_p, min_p, repeat_penalty, seed).
         The part of the prompt that the last generation began with too is not run again.
         """
@@ -290,17 +308,35 @@ class Model:
             max_tokens = min(_DEFAULT_MAX_TOKENS, room)
         elif room < max_tokens:
             warnings.warn(f"the context of {self.n_ctx} tokens leaves room for {room} of {max_tokens}", stacklevel=2)
-        return Generation(self.session, self.tokenizer, ids, max_tokens, Sampling(**sampling), tuple(stop))
+        constraint = None
+        if json_schema is not None or grammar is not None:
+            constraint = self._constraint(json_schema, grammar)
+        settings = Sampling(**sampling)
+        return Generation(self.session, self.tokenizer, ids, max_tokens, settings, tuple(stop), constraint=constraint)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generation:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> Generation:
         """Answers a conversation, written with the file's own chat template.
 
-        messages: {"role": "system" | "user" | "assistant", "content": text}.   options: as `generate`.
+        messages: {"role": "system" | "user" | "assistant" | "tool", "content": text}.   tools: descriptions of
+        functions, for templates that have a place for them.   options: as `generate`.
+        Where the messages go on from the last answer, its tokens are kept as they are: only what is new is run.
         """
-        return self.generate(self.chat_prompt(messages), **options)
+        text, ids = self._chat_text(messages, tools)
+        generation = self.generate(ids, **options)
+        self._turn = Turn(text, generation)
+        return generation
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Ids of a conversation up to where the answer begins. ChatTemplateError where the file has no template."""
+        return self._chat_text(messages, tools)[1]
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The file's own template. ChatTemplateError where it has none."""
         from hetrun.model.chat import ChatTemplate
 
         template = ChatTemplate.from_metadata(self.file.metadata, self.tokenizer)
@@ -308,5 +344,21 @@ class Model:
             raise ChatTemplateError(
                 f"{self.path.name} has no chat template", remedy='use "hetrun generate" with a plain prompt'
             )
+        return template
+
+    def _chat_text(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[str, list[int]]:
+        """A conversation as the template writes it, and its ids."""
+        text = self.chat_template.render(messages, tools=tools)
+        before, rest = self._turn.continued(text) if self._turn else ([], text)
         # A template writes the BOS token itself where the model wants one.
-        return self.tokenize(template.render(messages), add_special=False, parse_special=True)
+        return text, before + self.tokenize(rest, add_special=False, parse_special=True)
+
+    def _constraint(self, json_schema: str | Mapping[str, Any] | None, grammar: str | Grammar | None) -> Constraint:
+        from hetrun.run.constraint import Constraint, Grammar, TokenTable
+
+        held_to = grammar if isinstance(grammar, Grammar) else Grammar.of(json_schema, grammar)
+        if self._table is None:
+            self._table = TokenTable(self.tokenizer)
+        return Constraint(held_to, self._table)

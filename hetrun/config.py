@@ -19,7 +19,7 @@ from pathlib import Path
 from hetrun.device import Basis, DeviceInfo, Link, MemorySpace
 from hetrun.errors import ConfigError
 from hetrun.ops import KV_FORMAT_BITS, OP_TYPES
-from hetrun.tensor import TENSOR_TYPES
+from hetrun.tensor import ALL_TYPES
 from hetrun.toml_table import Quantity, TomlTable, find, near, shipped
 
 # How far a number may be trusted: what is computed from several is as good as the worst of them.
@@ -152,7 +152,7 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
         launch_s=root.quantity("launch_s"),
         model=_model(root.table("model")),
         ops=root.names("ops", OP_TYPES),
-        types=root.names("types", TENSOR_TYPES),
+        types=root.names("types", ALL_TYPES),
         kv_formats=root.names("kv_formats", KV_FORMAT_BITS),
     )
     if not re.fullmatch(r"[\w.+-]+", profile.name):

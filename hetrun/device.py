@@ -24,10 +24,10 @@ from typing import Literal, Protocol, runtime_checkable
 from hetrun.ops import KvSpec, Op, Rows, Value, Workload
 
 __all__ = [
-    "API_VERSION", "COMMON_SETTINGS", "Basis", "Batch", "Bindings", "Buffer", "BuildStep", "Cost", "DesignPoint",
-    "DesignSpace", "Device", "DeviceInfo", "Driver", "Executable", "HardwareSources", "KvSpec", "Link", "MemorySpace",
-    "Profiled", "Program", "Resource", "RunEvent", "Segment", "State", "StepTimes", "Unavailable", "Unsupported",
-    "Workload", "residents", "roofline",
+    "API_VERSION", "COMMON_SETTINGS", "Basis", "Batch", "Bindings", "Buffer", "BuildStep", "Cost", "Described",
+    "DesignPoint", "DesignSpace", "Detail", "Device", "DeviceInfo", "Driver", "Executable", "HardwareSources", "KvSpec",
+    "Link", "MemorySpace", "Profiled", "Program", "Resource", "RunEvent", "Segment", "State", "StepTimes",
+    "Unavailable", "Unsupported", "Workload", "residents", "roofline",
 ]  # fmt: skip
 
 API_VERSION = 1
@@ -304,6 +304,23 @@ class Driver(Protocol):
 
     def open(self, info: DeviceInfo) -> Device:
         """DeviceError where the device is unavailable or only modelled."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A line about a device.   name: what it tells, "overlay".   missing: what is wrong with it, and what to do."""
+
+    name: str
+    value: str
+    missing: str | None = None
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Optional on a driver: what `hetrun devices` shows below its table."""
+
+    def details(self, info: DeviceInfo) -> Sequence[Detail]:
+        """What there is to tell of a device, present or not; nothing where the table says it all. No side effects."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hetrun.errors import DeviceError, HetrunError
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CONFIGS = "hetrun/configs/"
+
+Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
+"""Result and arguments of functions of a library, as ctypes has them, by name."""
 
 
 def resource_path(relative: str) -> Path:
@@ -60,27 +64,34 @@ def xdg_dir(variable: str, default: str) -> Path:
     return Path(named) if os.path.isabs(named) else Path.home() / default
 
 
-def load_library(relative: str, variable: str, abi_function: str, abi: int) -> ctypes.CDLL:
-    """A native library of a plugin.
+def load_library(
+    relative: str, variable: str, abi_function: str, abi: int, prototypes: Prototypes | None = None
+) -> ctypes.CDLL:
+    """A native library of a plugin, its functions with their prototypes.
 
     relative: as resource_path takes it.   variable: of the environment, which may name another build.
     abi_function: of the library, gives its version, which must be `abi`.
-    HetrunError where it is not installed, DeviceError where it does not load or has another ABI.
+    HetrunError where it is not installed, DeviceError where it does not load, has another ABI or lacks a function.
     """
     import ctypes
 
     path = os.environ.get(variable)
     if path is None:
         path = str(resource_path(relative))
+    remedy = "reinstall hetrun, or rebuild it with make"
     try:
         library = ctypes.CDLL(path)
         version = getattr(library, abi_function)()
     except (OSError, AttributeError) as error:
-        raise DeviceError(
-            f"{path} does not load: {error}", remedy="reinstall hetrun, or rebuild it with make"
-        ) from error
+        raise DeviceError(f"{path} does not load: {error}", remedy=remedy) from error
     if version != abi:
         raise DeviceError(f"{path} has ABI {version}, this hetrun needs {abi}", remedy="reinstall hetrun")
+    for name, (result, arguments) in (prototypes or {}).items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise DeviceError(f"{path} has no function {name}, though its ABI is {abi}", remedy=remedy) from error
+        function.restype, function.argtypes = result, list(arguments)
     return library
 
 

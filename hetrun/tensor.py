@@ -1,4 +1,4 @@
-"""Tensor types of GGUF files: block sizes, byte counts and names.
+"""Tensor types of GGUF files, and our own encodings: block sizes, byte counts and names.
 
 The table repeats ids and sizes of the `gguf` package (`gguf.constants.GGML_QUANT_SIZES`), which is too slow to
 import on the way to the first token (0.3 s on a desktop, seconds on a Cortex-A9); a test holds the two equal.
@@ -6,27 +6,30 @@ import on the way to the first token (0.3 s on a desktop, seconds on a Cortex-A9
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """One storage format. A row of `n` elements takes `n / block_size * block_bytes` bytes.
+    """One storage format. A row of `n` elements takes `n / block_size * block_bytes + row_tail_bytes` bytes.
 
     name: the name of the field, as in `gguf.GGMLQuantizationType`.   id: its number in a GGUF file.
+    row_tail_bytes: what follows the blocks of each row, 0 for all types of GGUF.
     """
 
     name: str
     id: int
     block_size: int
     block_bytes: int
+    row_tail_bytes: int = 0
 
     def row_bytes(self, n_elements: int) -> int:
         """Bytes of a row of `n_elements`, which must be a multiple of `block_size` (ValueError otherwise)."""
         if n_elements % self.block_size:
             raise ValueError(f"a row of {n_elements} is no multiple of {self.name}'s block of {self.block_size}")
-        return n_elements // self.block_size * self.block_bytes
+        return n_elements // self.block_size * self.block_bytes + self.row_tail_bytes
 
     def tensor_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of `shape` (outermost dimension first); ValueError where a row is no whole number of
@@ -78,6 +81,14 @@ TENSOR_TYPES: dict[str, TensorType] = {
     )
 }
 
+# Encodings of `hetrun compress`, which docs/compression.md defines. Files store them as bytes (I8), never under these
+# numbers: they serve the native libraries alone, and lie beyond what GGUF has given out.
+ENCODED_TYPES: dict[str, TensorType] = {
+    t.name: t for t in (TensorType("W2S24", 60, 64, 16, 4), TensorType("W2", 61, 64, 18, 4))
+}
+
+ALL_TYPES: dict[str, TensorType] = {**TENSOR_TYPES, **ENCODED_TYPES}
+
 _BY_ID = {t.id: t for t in TENSOR_TYPES.values()}
 
 
@@ -91,11 +102,15 @@ class Weight:
     """A named constant of the model, as the file stores it.
 
     shape: outermost dimension first, so a matmul weight is [n_out, n_in] (GGUF lists dimensions the other way round).
+    source, first: where it is a part of a tensor (queries of fused query, key and value), that tensor's name and the
+    part's first row there: rows lie one after the other, so devices see a tensor like any other.
     """
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
+    source: str | None = None
+    first: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -105,3 +120,10 @@ class Weight:
     @property
     def n_elements(self) -> int:
         return prod(self.shape)
+
+    def blocks(self, of_tensor: Callable[[str], memoryview]) -> memoryview:
+        """The raw blocks of this weight.   of_tensor: those of a whole tensor of the file, by its name."""
+        if self.source is None:
+            return of_tensor(self.name)
+        start = self.first * (self.nbytes // self.shape[0])
+        return of_tensor(self.source)[start : start + self.nbytes]

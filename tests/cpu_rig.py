@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hetrun.device import Batch, Bindings, RunEvent, Segment
 from hetrun.ops import Attention, KvSpec, Op, Value
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ALL_TYPES, Weight
 from hetrun.testing.blocks import random_blocks
 from hetrun_cpu import native
 from hetrun_cpu.driver import CpuDriver
@@ -81,7 +81,7 @@ def tokens(n: int, start: int = 0, slot: int = 0, outputs: Sequence[int] | None 
 
 
 def weight(name: str, type_name: str, *shape: int) -> Weight:
-    return Weight(name, TENSOR_TYPES[type_name], shape)
+    return Weight(name, ALL_TYPES[type_name], shape)
 
 
 def int8_rounded(x: Floats) -> NDArray[np.float64]:

@@ -35,17 +35,20 @@ def tiny_llama(
     chat_template: str | None = CHAT_TEMPLATE,
     metadata: Mapping[str, Any] | None = None,
     vocab_only: bool = False,
+    split: int = 0,
+    small_first: bool = False,
 ) -> Path:
     """Writes a llama model and returns its path. The same arguments give the same file.
 
     quant: type of every matrix, the output head apart.   tied: no output head, the embedding serves.
     metadata: keys under the architecture's name, in place of the usual ones ({"context_length": 1 << 20}).
     vocab_only: no tensors and no architecture's keys.
+    split: into files of that many tensors at most, the first of none with `small_first`; returned is the first's path.
     The head never prefers control tokens or bytes that are not printable: answers are readable and of full length.
     """
     path = Path(path)
     tokens, merges = _vocabulary()
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split, small_first_shard=small_first)
     writer.add_name(f"tiny {architecture} {quant}")
     _add_tokenizer(writer, tokens, merges, chat_template)
     if not vocab_only:
@@ -68,7 +71,7 @@ def tiny_llama(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if split else path
 
 
 def _vocabulary() -> tuple[list[str], list[str]]:

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Literal
 
 from hetrun import api
-from hetrun.cli.loading import Choice, graph_options, planned_devices
+from hetrun.cli.loading import Choice, graph_options, planned_devices, system_of
+from hetrun.cli.mixes import mixes
 from hetrun.config import load_system
 from hetrun.errors import HetrunError
 from hetrun.graph.graph import Graph
@@ -29,7 +30,7 @@ _CACHES = ("q8_0", "kv4")
 _WINDOWS = (2044, 1020, 508, 252)
 _SHORTEST_CONTEXT = 64
 
-Kind = Literal["type", "cache", "context", "window", "devices", "both", "boards"]
+Kind = Literal["type", "mix", "cache", "context", "window", "devices", "both", "boards"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ class Search:
         found += filter(None, [self._boards()])
         return found or list(self._first_of_each(self._double()))
 
+    def memory_basis(self) -> str:
+        """Where the limit of the host's memory comes from, to be put behind an error; "" where no system sets it."""
+        system = system_of(self.choice)
+        if system is None or system.host_capacity is None:
+            return ""
+        return f"; host memory of {system.name}: {system.host_capacity.basis}"
+
     @property
     def _options(self) -> GraphOptions:
         return graph_options(self.choice)
@@ -83,6 +91,7 @@ class Search:
     def _single(self) -> Iterator[Change]:
         for header, label in self._types():
             yield Change("type", label, header, self._options, self._devices)
+        yield from self._mixes()
         if self.choice.kv_type in ("f16", "f32"):
             for cache in _CACHES:
                 options = replace(self._options, kv_format=cache)
@@ -109,18 +118,32 @@ class Search:
                 yield other, f"a {name} file of the model" if self.is_file else f"--quant {name}"
 
     def _contexts(self) -> Iterator[Change]:
-        needed = self.request.prompt_tokens + self.request.gen_tokens
-        n_ctx = self._n_ctx()
-        half = n_ctx // 2
-        while half >= max(needed, _SHORTEST_CONTEXT):
-            yield Change("context", f"--ctx {half}", self.header, replace(self._options, n_ctx=half), self._devices)
-            half //= 2
+        for n_ctx in self._shorter():
+            yield Change("context", f"--ctx {n_ctx}", self.header, replace(self._options, n_ctx=n_ctx), self._devices)
         if not self.choice.attention.window:
             for window in _WINDOWS:
-                if window + 4 < n_ctx:
+                if window + 4 < self._n_ctx():
                     options = replace(self._options, sink=4, window=window)
                     label = f"--attention sink=4,window={window}"
                     yield Change("window", label, self.header, options, self._devices)
+
+    def _shorter(self) -> Iterator[int]:
+        """Contexts that hold the request, each half of the one before."""
+        needed = self.request.prompt_tokens + self.request.gen_tokens
+        half = self._n_ctx() // 2
+        while half >= max(needed, _SHORTEST_CONTEXT):
+            yield half
+            half //= 2
+
+    def _mixes(self) -> Iterator[Change]:
+        """The model in several types; where none helps alone, the smallest of them with a shorter context."""
+        found = mixes(self.header)
+        for header, label in found:
+            yield Change("mix", label, header, self._options, self._devices)
+        for header, label in found[-1:]:
+            for n_ctx in self._shorter():
+                options = replace(self._options, n_ctx=n_ctx)
+                yield Change("mix", f"{label}, with --ctx {n_ctx}", header, options, self._devices)
 
     def _n_ctx(self) -> int:
         return min((kv.n_ctx for kv in self._graph(self.header, self._options).kv_specs.values()), default=1)

@@ -13,16 +13,20 @@ from hetrun.cli import options
 from hetrun.errors import DeviceError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hetrun.device import Detail
     from hetrun.plugins import FoundDevice, Plugin, Registry
     from hetrun.run.selfcheck import SelfCheck
 
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """A device and what its self-check found (None: it was not run)."""
+    """A device, what its self-check found (None: it was not run), and what its driver tells beside."""
 
     found: FoundDevice
     check: SelfCheck | None
+    details: Sequence[Detail] = ()
 
     @property
     def state(self) -> str:
@@ -41,7 +45,8 @@ class DeviceReport:
 @options.common
 def command(devices: tuple[str, ...], system: str | None, threads: int | None, check: bool) -> int:
     """Shows every device: its state, the reason and the remedy where it cannot be used, and whether a small computation
-    on it gives the right result. Plugins that failed are shown with their error, with --debug with their traceback.
+    on it gives the right result; and what drivers tell beside of those that are here or named. Plugins that failed are
+    shown with their error, with --debug with their traceback.
 
     Exit code 7 if a device computes wrongly or fails while it does.
     """
@@ -59,7 +64,7 @@ def command(devices: tuple[str, ...], system: str | None, threads: int | None, c
     else:
         from hetrun.view.devices import print_devices
 
-        print_devices(reports, registry)
+        print_devices(reports, registry, named=bool(devices or system))
         if options.flags().debug:
             for broken in registry.broken:
                 print(f"\nplugin {broken.name}:\n{broken.detail}", file=sys.stderr)
@@ -79,7 +84,19 @@ def _report(found: FoundDevice, check: bool) -> DeviceReport:
     from hetrun.run.selfcheck import self_check
 
     runnable = found.info.unavailable is None and found.info.backing != "modelled"
-    return DeviceReport(found, self_check(found) if check and runnable else None)
+    checked = self_check(found) if check and runnable else None
+    return DeviceReport(found, checked, _details(found))  # after the check: it may have loaded what is told
+
+
+def _details(found: FoundDevice) -> Sequence[Detail]:
+    from hetrun.device import Described, Detail
+
+    if not isinstance(found.driver, Described):
+        return ()
+    try:
+        return found.driver.details(found.info)
+    except Exception as error:  # a plugin's fault hides no device
+        return [Detail("details", "unknown", f"the driver raised {type(error).__name__}: {error}")]
 
 
 def _record(reports: list[DeviceReport], registry: Registry) -> dict[str, Any]:
@@ -94,6 +111,7 @@ def _record(reports: list[DeviceReport], registry: Registry) -> dict[str, Any]:
                 "reason": r.found.info.unavailable.reason if r.found.info.unavailable else None,
                 "remedy": r.found.info.unavailable.remedy if r.found.info.unavailable else None,
                 "self_check": vars(r.check) if r.check else None,
+                "details": [vars(detail) for detail in r.details],
                 "spaces": [{"name": s.name, "capacity_bytes": s.capacity_bytes} for s in r.found.info.spaces],
                 "driver": r.found.driver.name,
                 "plugin": _plugin(plugins[r.found.plugin]),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hetrun.cli import options
+from hetrun.cli.grammar_file import read_grammar, structured
 from hetrun.cli.process import age_s, peak_rss_bytes
 from hetrun.errors import HetrunError, UsageError
 
@@ -20,6 +21,7 @@ from hetrun.errors import HetrunError, UsageError
     epilog=options.example(
         'hetrun generate --model smollm2-135m --prompt "The capital of France is" --max-tokens 32',
         "hetrun generate --model model.gguf --prompt - --json < prompt.txt",
+        'hetrun generate --model smollm2-135m --prompt "A person, as JSON:" --json-schema person.json',
     ),
 )
 @options.model
@@ -27,6 +29,7 @@ from hetrun.errors import HetrunError, UsageError
     "--prompt", "-p", required=True, metavar="TEXT|-", help="Text to continue; - reads stdin, less a final line break."
 )
 @options.sampling(temperature=0.0)
+@structured
 @options.context()
 @options.placement
 @click.option("--profile", is_flag=True, help="Show where the time went, predicted beside measured, on stderr.")
@@ -44,6 +47,8 @@ def command(
     prompt: str,
     max_tokens: int | None,
     stops: tuple[str, ...],
+    json_schema: str | None,
+    grammar: str | None,
     n_ctx: int | None,
     parse_special: bool,
     devices: tuple[str, ...],
@@ -53,6 +58,7 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
     profile: bool,
     live: bool,
     trace: str | None,
@@ -71,12 +77,13 @@ def command(
     # Checked before the model is loaded, so that a slip costs no wait.
     Sampling(**sampling)
     StopFilter(stops)
+    held_to = read_grammar(json_schema, grammar)
     text = options.text_or_stdin(prompt, "--prompt")
     as_json = options.flags().json
     if live and as_json:
         raise UsageError("--live and --json exclude each other", remedy="--profile --json has the figures of the view")
     started = time.perf_counter()
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
+    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
     # In a child process: what encoding needs is as large as a small model's KV cache, and not wanted again.
     with (
         Recording(profile=profile, live=live, trace=trace) as recording,
@@ -85,7 +92,7 @@ def command(
         ids = loaded.encoded()
         loaded.tokenizer.release_encoder()  # and what loading freed with it: peak memory is promised
         load_s = time.perf_counter() - started
-        generation = loaded.generate(ids, max_tokens=max_tokens, stop=stops, **sampling)
+        generation = loaded.generate(ids, max_tokens=max_tokens, stop=stops, grammar=held_to, **sampling)
         first_token_s: float | None = None
         recording.begin(loaded)
         try:

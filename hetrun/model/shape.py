@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hetrun.errors import UsageError
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ALL_TYPES, Weight
 from hetrun.toml_table import TomlTable, find, near
 
 _EVERY_BLOCK = "blk.*."
@@ -27,9 +27,9 @@ class Shape:
 
     def quantised(self, type_name: str) -> Shape:
         """The same model with every matrix in that tensor type. UsageError where its rows are no whole blocks of it."""
-        wanted = TENSOR_TYPES.get(type_name.upper())
+        wanted = ALL_TYPES.get(type_name.upper())
         if wanted is None:
-            raise UsageError(f"no tensor type {type_name!r}", remedy=near(type_name.upper(), TENSOR_TYPES))
+            raise UsageError(f"no tensor type {type_name!r}", remedy=near(type_name.upper(), ALL_TYPES))
         tensors = {n: replace(w, type=wanted) if len(w.shape) > 1 else w for n, w in self.tensors.items()}
         for weight in tensors.values():
             if weight.shape[-1] % weight.type.block_size:
@@ -71,9 +71,9 @@ def _weight(name: str, table: TomlTable) -> Weight:
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
         table.fail("shape", f"{shape!r} is no list of positive numbers", "for example [4096, 4096]")
     type_name = table.text("type")
-    if type_name not in TENSOR_TYPES:
-        table.fail("type", f"unknown tensor type {type_name!r}", near(type_name, TENSOR_TYPES))
-    kind = TENSOR_TYPES[type_name]
+    if type_name not in ALL_TYPES:
+        table.fail("type", f"unknown tensor type {type_name!r}", near(type_name, ALL_TYPES))
+    kind = ALL_TYPES[type_name]
     if shape[-1] % kind.block_size:
         table.fail("shape", f"rows of {shape[-1]} are no multiple of {kind}'s block of {kind.block_size}", "check both")
     table.done()

@@ -15,6 +15,7 @@ from hetrun.errors import TokenizerError
 from hetrun.model.vocabulary import Vocabulary
 
 SPACE = "\u2581"
+_RAW = 0xDC00  # a byte that is no text: no token holds a surrogate, so nothing is put together across it
 _WORDS = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 _SPACE_INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 
@@ -41,6 +42,24 @@ class SpmEncoder:
                 known[word] = self._encode_word(word)
             ids += known[word]
         return ids
+
+    def repair(self, data: bytes) -> str:
+        """Bytes that are not UTF-8 as `encode` takes them: U+DC00 and the byte for each that is part of no character.
+
+        llama.cpp goes by first bytes alone: what follows belongs to a character even where it cannot.
+        """
+        escaped = data.replace(b" ", SPACE.encode())
+        found = []
+        i = 0
+        while i < len(escaped):
+            n = (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4)[escaped[i] >> 4]
+            symbol = escaped[i : i + n]
+            try:
+                found.append(symbol.decode())
+            except UnicodeDecodeError:
+                found += [chr(_RAW + byte) for byte in symbol]
+            i += n
+        return "".join(found)
 
     def _encode_word(self, word: str) -> list[int]:
         if not word:
@@ -82,7 +101,8 @@ class SpmEncoder:
 
     def _bytes_of(self, character: str) -> list[int]:
         found = []
-        for byte in character.encode():
+        raw = ord(character) - _RAW
+        for byte in (raw,) if 0 <= raw < 0x100 else character.encode():
             token_id = self._ids.get(f"<0x{byte:02X}>", self._ids.get(chr(byte)) if byte < 0x80 else None)
             if token_id is None:
                 if self._unknown_id is None:

@@ -7,6 +7,7 @@ library), when it is first asked to; `release_encoder` gives them back, so that 
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -19,11 +20,14 @@ from hetrun.model.vocabulary import CONTROL, HIDDEN, LSTRIP, RSTRIP, Vocabulary
 
 __all__ = ["TokenStream", "Tokenizer"]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _C_WHITE_SPACE = " \t\n\v\f\r"
 
 
 class _Encoder(Protocol):
     def encode(self, text: str) -> list[int]: ...
+
+    def repair(self, data: bytes) -> str: ...
 
 
 class Tokenizer:
@@ -36,7 +40,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._encoder: _Encoder | None = None
-        self._special_ids: list[int] | None = None
+        self._specials: list[tuple[int, str, int]] | None = None
         self.n_vocab = vocabulary.n_tokens
         self.bos_id = vocabulary.bos_id
         self.eos_id = vocabulary.eos_id
@@ -56,26 +60,34 @@ class Tokenizer:
     def eog_ids(self) -> frozenset[int]:
         return self._vocabulary.specials.eog_ids
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """The ids of a text.
+    def encode(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False, add_prefix: bool = True
+    ) -> list[int]:
+        """The ids of a text. Bytes that are no UTF-8 become what llama.cpp makes of them: byte tokens (SentencePiece)
+        or U+FFFD.
 
         add_special: put the beginning- and end-of-sequence tokens around it, where the model wants them.
         parse_special: read the text of control tokens ("<|im_start|>") as these tokens: for prompts made by a chat
         template, not for what a stranger wrote. Tokens that the model's users defined are always read so.
+        add_prefix: put the space before a text that SentencePiece models begin with; False where it goes on in a word.
         Lone surrogates, which no UTF-8 text has, count as U+FFFD.
         """
-        text = _without_surrogates(text)
+        # A byte that is not UTF-8 is a lone surrogate until its encoder sees it; no other surrogate is left.
+        text = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else _without_surrogates(text)
         vocabulary, encoder = self._vocabulary, self._built_encoder()
         ids: list[int] = []
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
-        after_special = True
+        after_special = add_prefix
         for fragment in self._fragments(text, parse_special):
             if isinstance(fragment, int):
                 ids.append(fragment)
             else:
                 prefix = " " if vocabulary.add_space_prefix and after_special else ""
-                ids += encoder.encode(prefix + fragment)
+                fragment = prefix + fragment
+                if _SURROGATE.search(fragment):
+                    fragment = encoder.repair(fragment.encode("utf-8", "surrogateescape"))
+                ids += encoder.encode(fragment)
             after_special = isinstance(fragment, int)
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
@@ -104,6 +116,14 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text, control tokens as they are written. TokenizerError for an unknown id."""
         return self._piece(token_id, skip_special=False)
+
+    def pieces(self) -> list[bytes]:
+        """`token_bytes` of every token, in order."""
+        return self._vocabulary.pieces()
+
+    def hidden_ids(self) -> list[int]:
+        """Tokens that are no part of what a reader sees: control tokens and the unknown one."""
+        return [i for i in range(self.n_vocab) if self._vocabulary.attributes(i) & HIDDEN]
 
     def token_text(self, token_id: int) -> str:
         """A token for people to read, with U+FFFD where it is part of a character. TokenizerError for an unknown id."""
@@ -136,15 +156,25 @@ class Tokenizer:
             self._encoder = encoder(vocabulary, texts)
         return self._encoder
 
+    def begins_special(self, text: str) -> bool:
+        """Whether a text for `encode(parse_special=True)` begins with a special token."""
+        return any(text.startswith(token) for _, token, _ in self._listed_specials())
+
+    def _listed_specials(self) -> list[tuple[int, str, int]]:
+        """(id, text, attributes) of each special token, in the order in which they are looked for: thousands in some
+        models.
+        """
+        if self._specials is None:
+            vocabulary = self._vocabulary
+            ids = vocabulary.special_ids()
+            self._specials = [(i, vocabulary.text(i), vocabulary.attributes(i)) for i in ids]
+        return self._specials
+
     def _fragments(self, text: str, parse_special: bool) -> list[str | int]:
         """The text cut at its special tokens, in which longer tokens go before shorter ones."""
-        if self._special_ids is None:
-            self._special_ids = self._vocabulary.special_ids()
         fragments: list[str | int] = [text] if text else []
-        for token_id in self._special_ids:
-            attributes = self._vocabulary.attributes(token_id)
-            token = self._vocabulary.text(token_id)
-            if (parse_special or not attributes & HIDDEN) and token in text:
+        for token_id, token, attributes in self._listed_specials():
+            if token in text and (parse_special or not attributes & HIDDEN):
                 fragments = [part for fragment in fragments for part in _cut(fragment, token, token_id, attributes)]
         return fragments
 

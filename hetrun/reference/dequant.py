@@ -1,7 +1,8 @@
 """What the tensor types of GGUF files mean: raw blocks to float32.
 
 Each own type is a NumPy record that lays out one block as the format defines it, and a function that gives the value of
-every element (`_E`: the element's number in its block). The other types are dequantised by the `gguf` package.
+every element (`_E`: the element's number in its block). Encodings of our own, whose rows end with a scale, are in
+`hetrun.reference.encoded`. The other types are dequantised by the `gguf` package.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 
 from hetrun.errors import DeviceError
 from hetrun.reference.arrays import F32Array, I32Array, U8Array
-from hetrun.tensor import TensorType, Weight
+from hetrun.reference.encoded import dequantize_encoded
+from hetrun.tensor import ENCODED_TYPES, TensorType, Weight
 
 Blocks = Any  # an array of records, one a block
 
@@ -27,7 +29,14 @@ def dequantize(data: memoryview, weight: Weight) -> F32Array:
     """
     _check_length(data, weight)
     raw = np.frombuffer(data, np.uint8) if data.nbytes else np.empty(0, np.uint8)
-    return dequantize_blocks(raw, weight.type).reshape(weight.shape)
+    return dequantize_rows(raw, weight.type, weight.shape[-1]).reshape(weight.shape)
+
+
+def dequantize_rows(raw: U8Array, tensor_type: TensorType, width: int) -> F32Array:
+    """Values of whole rows of `width`, one after the other.   raw: uint8, contiguous.   Returns a float32 vector."""
+    if tensor_type.name in ENCODED_TYPES:
+        return dequantize_encoded(raw, tensor_type, width)
+    return dequantize_blocks(raw, tensor_type)
 
 
 def dequantize_blocks(raw: U8Array, tensor_type: TensorType) -> F32Array:
@@ -94,7 +103,7 @@ class StoredWeight:
             return self._array[indices]
         n_rows, width = self.weight.shape
         raw = np.frombuffer(self._data, np.uint8).reshape(n_rows, -1)[indices]
-        return dequantize_blocks(raw.reshape(-1), self.weight.type).reshape(len(indices), width)
+        return dequantize_rows(raw.reshape(-1), self.weight.type, width).reshape(len(indices), width)
 
 
 def _f32(x: Any) -> F32Array:

@@ -25,7 +25,7 @@ from hetrun.device import (
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.ops import OP_TYPES, Op
 from hetrun.reference.program import KV_STORED_AS, ReferenceProgram
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ENCODED_TYPES, TENSOR_TYPES, Weight
 
 if TYPE_CHECKING:
     from hetrun.device import Device
@@ -74,7 +74,7 @@ class ReferenceDriver:
         if OP_TYPES.get(op.kind) is not type(op):
             return Unsupported(f"no meaning for op {op.kind}")
         for weight in op.weights:
-            if weight.type.name not in OWN_TYPES | GGUF_TYPES:
+            if weight.type.name not in OWN_TYPES | GGUF_TYPES | ENCODED_TYPES.keys():
                 return Unsupported(f"no meaning for tensor type {weight.type.name}")
         kv = getattr(op, "kv", None)
         if isinstance(kv, KvSpec):

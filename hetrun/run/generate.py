@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hetrun.errors import ContextError, UsageError
 from hetrun.model.tokenizer import Tokenizer
 from hetrun.run.sample import Sampler, Sampling
 from hetrun.run.session import Session
 
+if TYPE_CHECKING:
+    from hetrun.run.constraint import Constraint
+
 FinishReason = Literal["end", "stop", "length", "context", "interrupted"]
-"""end: the model ended its answer.   stop: a stop string.   length: max_tokens.   context: no room left."""
+"""end: the model ended its answer, or the grammar allows no more.   stop: a stop string.   length: max_tokens.
+context: no room left.
+"""
 
 
 class StopFilter:
@@ -55,7 +60,7 @@ class Generation:
 
     tokens: ids generated so far, the end token left out.   prefill_s: until the first logits.   decode_s: steps and
     choices from there on, without the time between the pieces.
-    reused_tokens: prompt tokens found in the KV cache.
+    reused_tokens: prompt tokens found in the KV cache.   constraint: what the text is held to, for this one alone.
     """
 
     session: Session
@@ -65,6 +70,7 @@ class Generation:
     sampling: Sampling = field(default_factory=Sampling)
     stops: Sequence[str] = ()
     slot: int = 0
+    constraint: Constraint | None = None
     clock: Callable[[], float] = time.perf_counter
 
     tokens: list[int] = field(default_factory=list)
@@ -132,19 +138,28 @@ class Generation:
             return
         sampler = Sampler(self.sampling, self.prompt)
         self.seed = sampler.seed
+        constraint = self.constraint
+        # Where the best is taken it is rarely refused: then what else may come is found out when it is.
+        prepare = constraint.prepare if constraint and not sampler.takes_best else None
         started = self.clock()
         self.reused_tokens = self.session.reuse(self.prompt, self.slot)
-        logits = self.session.feed(self.prompt[self.reused_tokens :], self.slot)
+        logits = self.session.feed(self.prompt[self.reused_tokens :], self.slot, prepare)
         self.prefill_s = self.clock() - started
         while True:
             started = self.clock()
-            token = sampler.choose(logits)
+            token = constraint.choose(sampler, logits) if constraint else sampler.choose(logits)
+            ends = token in self.tokenizer.eog_ids
+            if constraint and not ends:
+                constraint.accept(token)
             self.decode_s += self.clock() - started
-            if token in self.tokenizer.eog_ids:
+            if ends:
                 self.finish_reason = "end"
                 return
             self.tokens.append(token)
             yield token
+            if constraint and constraint.complete:
+                self.finish_reason = "end"
+                return
             if len(self.tokens) == self.max_tokens:
                 self.finish_reason = "length"
                 return
@@ -152,5 +167,5 @@ class Generation:
                 self.finish_reason = "context"
                 return
             started = self.clock()
-            logits = self.session.feed([token], self.slot)
+            logits = self.session.feed([token], self.slot, prepare)
             self.decode_s += self.clock() - started

@@ -74,10 +74,25 @@ class Sampler:
         self._state = ctypes.c_uint64(self.seed & 0xFFFFFFFFFFFFFFFF)
         self._sample = _native_sample()
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether the most likely token is taken, and nothing drawn."""
+        return not self._settings.temperature > 0
+
     def choose(self, logits: memoryview[float]) -> int:
         """The next token from logits, float32 [n_vocab], writable memory. DeviceError where none of them is a
         number.
         """
+        token = self.draw(logits)
+        self.keep(token)
+        return token
+
+    def keep(self, token: int) -> None:
+        """Counts a token as chosen."""
+        self._recent.append(token)
+
+    def draw(self, logits: memoryview[float]) -> int:
+        """As `choose`, but the token is not counted yet."""
         recent = (ctypes.c_int32 * len(self._recent))(*self._recent)
         token = self._sample(
             ctypes.addressof(ctypes.c_float.from_buffer(logits)),
@@ -91,19 +106,44 @@ class Sampler:
             raise DeviceError(
                 "every logit is NaN", remedy='the model file or a device is faulty: "hetrun devices" checks each'
             )
-        self._recent.append(token)
         return int(token)
+
+
+def masked(
+    logits: memoryview[float], mask: ctypes.Array[ctypes.c_uint32], n_bits: int, out: ctypes.Array[ctypes.c_float]
+) -> memoryview[float]:
+    """The logits of the tokens whose bit is set, and NaN, which no sampler chooses, for all others.
+
+    logits: float32 [n_vocab], writable memory.   mask: the lowest bit of each word first.   n_bits: tokens beyond them
+    are refused.   out: [n_vocab] of memory, which the result is a view of.
+    """
+    address = ctypes.addressof(ctypes.c_float.from_buffer(logits))
+    _native_mask()(address, len(logits), ctypes.addressof(mask), n_bits, ctypes.addressof(out))
+    return memoryview(out).cast("B").cast("f")
+
+
+@cache
+def _native_mask() -> ctypes._NamedFuncPointer:
+    function = _library().hetrun_core_mask
+    function.restype = None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p)
+    return function
 
 
 @cache
 def _native_sample() -> ctypes._NamedFuncPointer:
-    function = ctypes.CDLL(str(resource_path("hetrun/_native/libhetrun_core.so"))).hetrun_core_sample
+    function = _library().hetrun_core_sample
     function.restype = ctypes.c_int32
     function.argtypes = (
         ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_CSampling), ctypes.POINTER(ctypes.c_int32), ctypes.c_int32,
         ctypes.POINTER(ctypes.c_uint64),
     )  # fmt: skip
     return function
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(resource_path("hetrun/_native/libhetrun_core.so")))
 
 
 def _random_seed() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from hetrun.device import Batch, Profiled
@@ -98,9 +98,10 @@ class Session:
         self._tokens[target] = self._tokens[source][:n_tokens]
         self._reached[target] = self._reached[source]
 
-    def step(self, batch: Batch) -> memoryview[float]:
+    def step(self, batch: Batch, meanwhile: Callable[[], None] | None = None) -> memoryview[float]:
         """Runs a batch. Returns its logits, float32 [n_outputs * n_vocab], valid until the next step.
 
+        meanwhile: work for the host while devices that run by themselves do.
         ContextError where a position is not the slot's next (or an earlier one), or beyond the context.
         """
         first = self._check(batch)
@@ -108,7 +109,7 @@ class Session:
         steps = self.runtime.steps[phase]
         if self.trace.enabled:
             notes = Notes()
-            notes.run(steps, self.runtime.devices, batch)
+            notes.run(steps, self.runtime.devices, batch, meanwhile)
             logits = self._logits(batch, phase, notes)
             self._commit(batch, first)
             notes.end(phase, batch, first)
@@ -121,6 +122,8 @@ class Session:
             for copy in step.copies:
                 copy.run(batch)
             step.executable.run(batch)
+        if meanwhile is not None:
+            meanwhile()
         for device in devices.values():
             device.synchronize()
         logits = self._logits(batch, phase)
@@ -134,8 +137,10 @@ class Session:
             if isinstance(device, Profiled):
                 device.profile(on)
 
-    def feed(self, tokens: Sequence[int], slot: int = 0) -> memoryview[float]:
-        """Appends tokens to a slot, in chunks where they are many.
+    def feed(
+        self, tokens: Sequence[int], slot: int = 0, meanwhile: Callable[[], None] | None = None
+    ) -> memoryview[float]:
+        """Appends tokens to a slot, in chunks where they are many.   meanwhile: as `step` has it, once.
 
         Returns the logits of the last one, float32 [n_vocab], valid until the next step.
         """
@@ -149,7 +154,7 @@ class Session:
             position = self.length(slot)
             positions = range(position, position + len(chunk))
             outputs = [len(chunk) - 1] if last else []
-            logits = self.step(Batch.of(chunk, positions, [slot] * len(chunk), outputs))
+            logits = self.step(Batch.of(chunk, positions, [slot] * len(chunk), outputs), meanwhile if last else None)
         return logits
 
     def _logits(self, batch: Batch, phase: Phase, notes: Notes | None = None) -> memoryview[float]:

@@ -112,7 +112,13 @@ class Notes:
         self._copies: list[CopyRecord] = []
         self.began_s = clock()
 
-    def run(self, steps: Sequence[Step], devices: Mapping[str, Device], batch: Batch) -> None:
+    def run(
+        self,
+        steps: Sequence[Step],
+        devices: Mapping[str, Device],
+        batch: Batch,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
         for step in steps:
             for name in step.waits:
                 self._wait(name, devices[name])
@@ -124,6 +130,8 @@ class Notes:
             began_s = clock()
             step.executable.run(batch)
             self._runs.append((step.device, step.segment.name, began_s, clock()))
+        if meanwhile is not None:
+            meanwhile()
         for name, device in devices.items():
             self._wait(name, device)
 

@@ -1,4 +1,7 @@
-"""Random weights in every tensor type, as a file would hold them, and their values by the `gguf` package."""
+"""Random weights in every tensor type, as a file would hold them, and their values by the `gguf` package.
+
+Our own encodings, which that package does not know, are read by the plain integers of `hetrun.testing.encoded`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
-from hetrun.tensor import Weight
+from hetrun.tensor import ENCODED_TYPES, Weight
+from hetrun.testing.encoded import decoded_row
 
 _SPREAD = 0.04  # standard deviation of a trained model's matrices, roughly
 
@@ -60,7 +64,9 @@ _FLOATS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.generic]]] = {
 def random_blocks(weight: Weight) -> memoryview:
     """Raw blocks of a random tensor: read-only uint8, the same for the same weight."""
     rng = np.random.default_rng(zlib.crc32(repr((weight.name, weight.type.name, weight.shape)).encode()))
-    if weight.type.name in _SCALES or weight.type.name in _OWN_SCALES:
+    if weight.type.name in ENCODED_TYPES:
+        raw = _random_encoded(weight, rng)
+    elif weight.type.name in _SCALES or weight.type.name in _OWN_SCALES:
         raw = _random_codes(weight, rng)
     else:
         values = rng.normal(0.0, _SPREAD, weight.shape).astype(np.float32)
@@ -82,7 +88,20 @@ def values_of(weight: Weight, blocks: memoryview) -> NDArray[np.float64]:
     if weight.type.name == "F16":
         return raw.view("<f2").reshape(weight.shape).astype(np.float64)
     rows = raw.reshape(*weight.shape[:-1], -1)
+    if weight.type.name in ENCODED_TYPES:
+        return np.array([decoded_row(weight.type.name, row.tobytes()) for row in rows], np.float64)
     return dequantize(rows, GGMLQuantizationType[weight.type.name]).reshape(weight.shape).astype(np.float64)
+
+
+def _random_encoded(weight: Weight, rng: np.random.Generator) -> bytes:
+    """Every code at random; scales from 0 to the largest, reserved patterns and rows of zeros among them."""
+    n_rows, width = weight.shape
+    rows = rng.integers(0, 256, (n_rows, weight.type.row_bytes(width)), dtype=np.uint8)
+    scales = (1e-5 * rng.uniform(0.5, 1.5, n_rows)).astype("<f4")
+    if n_rows > 3:
+        scales[1] = 0.0
+    rows[:, -weight.type.row_tail_bytes :] = scales.view(np.uint8).reshape(n_rows, -1)
+    return rows.tobytes()
 
 
 def _random_codes(weight: Weight, rng: np.random.Generator) -> bytes:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich.text import Text
 
+from hetrun.device import Detail
 from hetrun.plugins import FoundDevice, Registry
 from hetrun.run.selfcheck import SelfCheck
 from hetrun.view.console import console, duration, plain, table
@@ -15,10 +16,13 @@ _STYLES = {"ok": "green", "unavailable": "yellow", "broken": "bold red"}
 
 
 class Report(Protocol):
-    """A device and what its self-check found (None: it was not run)."""
+    """A device, what its self-check found (None: it was not run), and what its driver tells beside."""
 
     @property
     def found(self) -> FoundDevice: ...
+
+    @property
+    def details(self) -> Sequence[Detail]: ...
 
     @property
     def check(self) -> SelfCheck | None: ...
@@ -27,8 +31,11 @@ class Report(Protocol):
     def state(self) -> str: ...
 
 
-def print_devices(reports: Sequence[Report], registry: Registry) -> None:
-    """Devices that run, those that can only be planned for, and plugins that failed."""
+def print_devices(reports: Sequence[Report], registry: Registry, *, named: bool) -> None:
+    """Devices that run, those that can only be planned for, and plugins that failed.
+
+    named: the user asked for these; else details of devices that are not here would only be in the way.
+    """
     out = console()
     origin = {p.name: f"{p.distribution} {p.version}".strip() or p.module for p in registry.plugins}
     modelled = [r for r in reports if r.found.info.backing == "modelled"]
@@ -43,6 +50,11 @@ def print_devices(reports: Sequence[Report], registry: Registry) -> None:
         state = Text(r.state, _STYLES[r.state])
         shown.add_row(plain(info.id), info.backing, state, _check(r.check), description, plain(origin[r.found.plugin]))
     out.print(shown)
+    for r in (r for r in reports if r.details and (named or r.state != "unavailable")):
+        shown = table(str(plain(r.found.info.id)), "", "what is missing")
+        for detail in r.details:
+            shown.add_row(plain(detail.name), plain(detail.value), plain(detail.missing or "", "yellow"))
+        out.print(shown)
     if modelled:
         shown = table("to plan for, not to run", "description", "from")
         for r in modelled:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich.text import Text
 
+from hetrun.model.encodings import is_container
 from hetrun.model.gguf_file import ModelFile
 from hetrun.model.metadata import MetadataArray, MetadataValue
 from hetrun.view.console import console, plain, size, table
@@ -30,6 +31,12 @@ class Support(Protocol):
     @property
     def n_ctx(self) -> int: ...
 
+    @property
+    def unused(self) -> tuple[str, ...]: ...
+
+    @property
+    def tied(self) -> bool: ...
+
 
 def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[str, int]]) -> None:
     """The file as a whole, its metadata, its tensors, and totals by type (tensors, elements, bytes)."""
@@ -37,16 +44,24 @@ def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[s
     n_elements = sum(w.n_elements for w in file.tensors.values())
     n_bytes = sum(w.nbytes for w in file.tensors.values())
     out.print(plain(file.path, "bold"))
+    if len(file.paths) > 1:
+        out.print(plain(f"and {len(file.paths) - 1} more: {', '.join(path.name for path in file.paths[1:])}"))
     out.print(
         plain(
             f"GGUF {file.version}, {size(file.size_bytes)}, architecture "
-            f"{file.metadata.get('general.architecture', 'not named')}, {len(file.tensors)} tensors, "
+            f"{_architecture(file)}, {len(file.tensors)} tensors, "
             f"{n_elements / 1e6:.1f} M parameters"
             + (f", {8 * n_bytes / n_elements:.2f} bits each" if n_elements else "")
         )
     )
     for what, reason in (("runs here", support.model), ("tokenizer", support.tokenizer)):
         out.print(Text(f"{what}: ").append("yes" if reason is None else "no: ").append(plain(reason or "")))
+    if support.tied:
+        out.print("output head: the token embeddings (tied)")
+    if support.unused:
+        more = ", ..." if len(support.unused) > _SHOWN_ITEMS else ""
+        names = ", ".join(support.unused[:_SHOWN_ITEMS])
+        out.print(plain(f"note: not used, and left out: {len(support.unused)} tensors: {names}{more}"))
     if support.memory:
         taken = ", ".join(f"{space} {size(n)}" for space, n in support.memory.items())
         out.print(plain(f"memory: {taken} with a context of {support.n_ctx}"))
@@ -66,6 +81,12 @@ def print_file(file: ModelFile, support: Support, totals: Mapping[str, Mapping[s
     for name, numbers in totals.items():
         shown.add_row(name, *(f"{numbers[key]:,}" for key in counted))
     out.print(shown)
+
+
+def _architecture(file: ModelFile) -> str:
+    if is_container(file.metadata):
+        return f"{file.architecture}, compressed by hetrun"
+    return str(file.metadata.get("general.architecture", "not named"))
 
 
 def _short(value: MetadataValue) -> str:

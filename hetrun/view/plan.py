@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table
+
 from hetrun.graph.graph import Graph
 from hetrun.plan.explain import Explanation
 from hetrun.plan.place import Task, capacities
@@ -26,7 +28,7 @@ def print_plan(task: Task, plan: Plan, model: str) -> None:
     out.print(plain(f"{model}: {len(graph.ops)} ops on {', '.join(plan.used_devices)}, for the least {least}", "bold"))
     alike = [a.device for a in plan.prefill] == [a.device for a in plan.decode]
     for phase in PHASES[1:] if alike else PHASES:
-        _print_map(plan, graph, phase, alike)
+        out.print(_map(plan, graph, phase, alike))
 
     kind = f"{basis_kind(plan.basis)} costs"
     numbers = ("a step", "tokens/s", "in ops", "launches", "copies", "joules", "segments")
@@ -48,6 +50,16 @@ def print_plan(task: Task, plan: Plan, model: str) -> None:
             plain(f"limits are tight: no plan that keeps to them is predicted more than {plan.gap:.2%} better{more}")
         )
     # A prediction is never to be taken for a measurement of this plan.
+    out.print(plain(f"predicted, not measured; costs are {'; '.join(plan.basis)}"))
+
+
+def print_placement(plan: Plan, graph: Graph, model: str, *, to_stderr: bool = False) -> None:
+    """The map of a plan that is in use, on stdout or stderr, and what it goes by."""
+    out = console(to_stderr=to_stderr)
+    out.print(plain(f"{model}: {len(graph.ops)} ops on {', '.join(plan.used_devices)}", "bold"))
+    alike = [a.device for a in plan.prefill] == [a.device for a in plan.decode]
+    for phase in PHASES[1:] if alike else PHASES:
+        out.print(_map(plan, graph, phase, alike))
     out.print(plain(f"predicted, not measured; costs are {'; '.join(plan.basis)}"))
 
 
@@ -140,7 +152,7 @@ class _Row:
         return self.first if self.first == self.last else f"{self.first} to {self.last}"
 
 
-def _print_map(plan: Plan, graph: Graph, phase: Phase, alike: bool) -> None:
+def _map(plan: Plan, graph: Graph, phase: Phase, alike: bool) -> Table:
     assignments = plan.assignments(phase)
     devices = plan.used_devices
     rows = list(_rows(assignments, graph, devices))
@@ -156,7 +168,7 @@ def _print_map(plan: Plan, graph: Graph, phase: Phase, alike: bool) -> None:
         seconds = sum(a.chosen.seconds or 0.0 for a in mine if a.chosen)
         totals.append(f"{len(mine)} ops, {duration(seconds)}, {seconds / total_s if total_s else 0.0:.0%}")
     shown.add_row("all", *map(plain, totals), f"{duration(total_s):>8}")
-    console().print(shown)
+    return shown
 
 
 def _rows(assignments: Sequence[Assignment], graph: Graph, devices: Sequence[str]) -> Iterator[_Row]:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -113,4 +114,25 @@ int32_t hetrun_core_sample(const float* logits, int32_t n_vocab, const hetrun_sa
     if (left < 0.0) return candidates[i].id;
   }
   return candidates.back().id;
+}
+
+void hetrun_core_mask(const float* logits, int32_t n_vocab, const uint32_t* mask, int32_t n_bits, float* masked) {
+  constexpr float kNever = std::numeric_limits<float>::quiet_NaN();
+  const int32_t n = std::min(n_vocab, n_bits);
+  int32_t start = 0;
+  for (; start + 32 <= n; start += 32) {
+    uint32_t bits = mask[start / 32];
+    if (bits == ~0U) {  // inside a string most words are all ones, outside 0
+      std::copy(logits + start, logits + start + 32, masked + start);
+      continue;
+    }
+    std::fill(masked + start, masked + start + 32, kNever);
+    for (; bits != 0; bits &= bits - 1) {
+      const int32_t i = start + __builtin_ctz(bits);
+      masked[i] = logits[i];
+    }
+  }
+  for (int32_t i = start; i < n_vocab; i++) {
+    masked[i] = i < n && (mask[i / 32] >> (i % 32) & 1U) != 0 ? logits[i] : kNever;
+  }
 }

@@ -170,7 +170,7 @@ struct Decoded {
     size_t code_stride, scale_stride;
 };
 
-constexpr size_t kTypes = 40;
+constexpr size_t kTypes = 64;
 
 // Kernels of one type of weights.
 struct TypeKernels {
@@ -181,7 +181,7 @@ struct TypeKernels {
 };
 
 struct Kernels {
-    const TypeKernels* types[kTypes];  // by GGUF type, null where there are none
+    const TypeKernels* types[kTypes];  // by type number, null where there are none
     // n columns of 8 tokens, normed first if there are weights for it, into their panel; null where no type has a packed form.
     void (*prepare_panel)(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel);
     void (*prepare_int8)(const float* x, const PreparedLayout&, uint8_t* out);

@@ -27,6 +27,15 @@ struct Layout {
     Field fields[4];
     int high_bits = -1;  // the field that holds fifth bits of 32 codes
     void (*arrange)(const uint8_t* block, uint8_t* out) = nullptr;  // of the codes, whose field begins at 0
+    uint16_t row_tail = 0;                                          // bytes behind the blocks of a row
+
+    size_t row_bytes(size_t n_columns) const { return n_columns / elements * bytes + row_tail; }
+    // Bytes of a row in a group.
+    size_t packed_bytes(size_t n_columns) const {
+        size_t block = 0;
+        for (const Field& f : fields) block += f.nbytes;
+        return n_columns / elements * block + row_tail;
+    }
 };
 
 // 32 codes, a byte each.
@@ -63,6 +72,30 @@ void arrange_q6_k(const uint8_t* block, uint8_t* out) {
     }
 }
 
+// 64 codes of 2 bits: those of columns p, p + 16, p + 32 and p + 48 in byte p, from the lowest bits on.
+void store_quarters(const uint8_t* codes, uint8_t* out) {
+    for (size_t p = 0; p < 16; ++p)
+        out[p] = static_cast<uint8_t>(codes[p] | codes[p + 16] << 2 | codes[p + 32] << 4 | codes[p + 48] << 6);
+}
+
+void arrange_w2(const uint8_t* block, uint8_t* out) {
+    uint8_t codes[64];
+    for (size_t i = 0; i < 64; ++i) codes[i] = block[i / 4] >> (2 * (i % 4)) & 3;
+    store_quarters(codes, out);
+}
+
+void arrange_w2s24(const uint8_t* block, uint8_t* out) {
+    const auto* b = reinterpret_cast<const BlockW2S24*>(block);
+    uint8_t codes[64];
+    std::memset(codes, b->scale_zero[1] >> 6, sizeof codes);
+    for (unsigned i = 0; i < 16; ++i) {
+        const uint8_t* pair = kKeptPairs[pattern_of(*b, i)];
+        if (pair[0] == pair[1]) continue;
+        for (unsigned k = 0; k < 2; ++k) codes[4 * i + pair[k]] = b->qs[i / 2] >> (4 * (i % 2) + 2 * k) & 3;
+    }
+    store_quarters(codes, out);
+}
+
 const Layout* layout_of(uint32_t type) {
     static const Layout q4_0{32, 18, {{0, 2, 2, 0}, {2, 16, 4, 0}}};
     static const Layout q4_1{32, 20, {{0, 4, 2, 0}, {4, 16, 4, 0}}};
@@ -74,7 +107,11 @@ const Layout* layout_of(uint32_t type) {
     static const Layout q4_k{256, 144, {{0, 4, 2, 0}, {4, 12, 1, 0}, {16, 128, 4, 0}}};
     static const Layout q5_k{256, 176, {{0, 4, 2, 0}, {4, 12, 1, 0}, {16, 32, 4, 0}, {48, 128, 4, 0}}};
     static const Layout q6_k{256, 210, {{208, 2, 2, 0}, {192, 16, 1, 0}, {0, 192, 4, 0}}, -1, arrange_q6_k};
+    static const Layout w2{64, 18, {{16, 2, 2, 0}, {0, 16, 4, 0}}, -1, arrange_w2, kRowScaleBytes};
+    static const Layout w2s24{64, 16, {{14, 2, 2, 0}, {0, 16, 4, 0}}, -1, arrange_w2s24, kRowScaleBytes};
     switch (static_cast<TensorType>(type)) {
+        case TensorType::W2: return &w2;
+        case TensorType::W2S24: return &w2s24;
         case TensorType::Q4_0: return &q4_0;
         case TensorType::Q4_1: return &q4_1;
         case TensorType::Q5_0: return &q5_0;
@@ -130,6 +167,8 @@ void pack_group(const Layout& layout, const uint8_t* const* rows, size_t n_block
             }
         }
     }
+    for (size_t r = 0; r < kGroup && layout.row_tail; ++r, out += layout.row_tail)
+        std::memcpy(out, rows[r] + n_blocks * layout.bytes, layout.row_tail);
 }
 
 struct Span {
@@ -173,7 +212,7 @@ constexpr size_t kHugePage = 2 << 20;
 
 size_t packed_group_bytes(uint32_t type, size_t n_columns) {
     const Layout* layout = layout_of(type);
-    return layout ? round_up(n_columns / layout->elements * layout->bytes * kGroup, 64) : 0;
+    return layout ? round_up(layout->packed_bytes(n_columns) * kGroup, 64) : 0;
 }
 
 int Pack::build(const Kernels& kernels, Pool& pool, hetrun_weight* weights, size_t n) {
@@ -186,7 +225,7 @@ int Pack::build(const Kernels& kernels, Pool& pool, hetrun_weight* weights, size
         if (layout == nullptr || kernels.types[w.type]->gemv == nullptr) continue;
         if (w.n_columns % layout->elements != 0 || w.n_columns < 1 || w.n_columns > UINT32_MAX || w.address == 0)
             return HETRUN_BAD_ARGUMENT;
-        const uint64_t row_bytes = w.n_columns / layout->elements * layout->bytes;
+        const uint64_t row_bytes = layout->row_bytes(static_cast<size_t>(w.n_columns));
         if (w.nbytes < product(row_bytes, w.n_rows)) return HETRUN_BAD_ARGUMENT;
         const uintptr_t begin = static_cast<uintptr_t>(w.address), end = begin + static_cast<uintptr_t>(w.nbytes);
         const bool release = (w.flags & HETRUN_WEIGHT_OF_FILE) && std::any_of(files.begin(), files.end(), [&](const Span& s) {

@@ -7,6 +7,11 @@
 // Q5_0 and Q5_1 stand so that bit j of byte c of a lane is that of code 4j + c; scales of Q2_K and Q3_K stand in pairs. Codes of
 // Q3_K and Q6_K are whole, as far as they fit, so that unpacking is a mask: three words hold the codes of the same four columns of
 // eight sub-blocks of Q3_K (0 1 6h | 2 3 7h | 4 5 6l 7l, from the lowest bit on) or four of Q6_K (0 3l | 1 3m | 2 3h).
+//
+// W2S24 becomes W2: a weight that was pruned has the code of its group's zero point, so that 2 bits say all, and a mask
+// unpacks what would else take two table lookups and a shuffle for each four weights. That is 18 bytes a group instead of 16.
+// A byte of the codes holds columns 16 apart, so that four columns of each quarter share a word. Behind its blocks a group
+// has the scales of its 16 rows.
 #pragma once
 
 #include <cstddef>

@@ -24,6 +24,11 @@ typedef struct {
 HETRUN_CORE_API int32_t hetrun_core_sample(const float* logits, int32_t n_vocab, const hetrun_sampling* sampling,
                                            const int32_t* recent, int32_t n_recent, uint64_t* rng_state);
 
+/* masked: the logits, with NaN (which is never chosen) where the token's bit is 0, and for tokens that have no bit.
+   logits, masked: [n_vocab]. mask: bit i of the bits of 32-bit words, the lowest first. */
+HETRUN_CORE_API void hetrun_core_mask(const float* logits, int32_t n_vocab, const uint32_t* mask, int32_t n_bits,
+                                      float* masked);
+
 #ifdef __cplusplus
 }
 #endif

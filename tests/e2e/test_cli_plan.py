@@ -131,6 +131,20 @@ def test_a_model_that_does_not_fit_is_told_what_would(tmp_path: Path) -> None:
     assert f"--quant Q2_K ({quant['predicted']['decode_tps']:.3g} tokens/s)" in done.hints[0]
 
 
+def test_the_mix_that_fits_beside_linux_is_named(tmp_path: Path) -> None:
+    """The file that SECDA-LLM ran, on its board: 481 MB of tensors, and what is left of 512 MB."""
+    args = ("plan", "--shape", "tinyllama-q2_k", "--system", "pynq-z1")
+    done = hetrun(tmp_path, *args, "--ctx", "512")
+    failed(done, PLAN, "host memory holds 433 MB, and the plan needs at least 493 MB")
+    assert "less 99 MiB for Linux" in done.err
+    mix = hetrun(tmp_path, "plan", "--shape", "tinyllama-382mb", "--system", "pynq-z1", "--ctx", "512", "--json").json
+    rate = f"{mix['predicted']['decode_tps']:.3g} tokens/s"
+    assert f"gate and up in Q2_K, output in Q3_K ({rate})" in done.hints[0]
+    assert "gate and up in Q2_K, output in Q3_K, with --ctx 1024" in hetrun(tmp_path, *args).hints[0]
+    other = hetrun(tmp_path, "plan", "--shape", "tinyllama", "--system", "pynq-z1", "--ctx", "512")
+    assert "the types of --shape tinyllama-382mb (" in other.hints[0]
+
+
 def test_forbidden_ops_run_elsewhere(tiny: Path, tmp_path: Path) -> None:
     args = ("plan", "--model", tiny, *BOARD, "--forbid", "blk.1.*=model:pynq-z1", "--json")
     placed = {a["op"]: a for a in hetrun(tmp_path, *args).json["assignment"] if a["phase"] == "decode"}

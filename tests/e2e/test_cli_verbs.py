@@ -232,6 +232,30 @@ def test_devices_without_check_computes_nothing(tmp_path: Path) -> None:
     assert (device["state"], device["self_check"]) == ("ok", None)
 
 
+def test_devices_tells_of_a_board_that_is_not_here(tmp_path: Path) -> None:
+    """What would be shown and what is missing, where it was asked for; a plugin's fault in it hides no device."""
+    (tmp_path / "board.toml").write_text(
+        'description = "a board"\ndevices = ["pynq-z1:0", "pynq-z1:stream"]\n[drivers.pynq-z1]\n'
+        f'overlay = "{tmp_path}/engine.bit"\nstaging_bytes = 1_048_576\nwait = "interrupt"\n'
+        "reserved = { base = 0x10000000, bytes = 0x4000000 }\n"
+    )
+    done = hetrun(tmp_path, "devices", "--system", "board.toml", "--json")
+    assert done.code == 0
+    board, stream = done.json["devices"]
+    assert (board["id"], stream["id"]) == ("pynq-z1:0", "pynq-z1:stream")
+    rows = {row["name"]: row for row in board["details"]}
+    assert list(rows) == [
+        "overlay", "loaded", "engine", "register map", "clock", "contiguous memory (CMA)", "reserved memory",
+        "staging area", "wait", "permissions",
+    ]  # fmt: skip
+    assert f"{tmp_path}/engine.bit and {tmp_path}/engine.hwh not found" in rows["overlay"]["missing"]
+    assert "VERSION 0x" in rows["engine"]["value"] and rows["clock"]["missing"] is None
+    assert rows["reserved memory"]["value"] == "67108864 bytes, 0x10000000 to 0x14000000"
+    table = hetrun(tmp_path, "devices", "--system", "board.toml").out
+    assert "register map" in table and "engine.hwh not found" in table
+    assert "register map" not in hetrun(tmp_path, "devices", "--no-check").out
+
+
 WRONG = """
 import dataclasses
 from hetrun.hookspecs import hookimpl

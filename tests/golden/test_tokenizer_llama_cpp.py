@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from golden.tokenizer import make_goldens
-from golden.tokenizer.sample_text import random_strings
+from golden.tokenizer.sample_text import mixed_strings, random_strings
 
 from hetrun.model.gguf_file import ModelFile
 from hetrun.model.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ GOLDENS = json.loads((FOLDER / "goldens.json").read_text())
 VARIANTS = dict(make_goldens.variants())
 INSTALL_ORACLE = "pip install 'llama-cpp-python==0.3.36'"
 N_LIVE_TEXTS = 300
+N_MIXED_TEXTS = 10_000
 
 
 @cache
@@ -71,6 +72,7 @@ def test_own_reader_gives_the_tokens_that_the_gguf_package_reads(name: str) -> N
     own = Tokenizer.from_metadata(ModelFile.open(path).metadata)
     plain = Tokenizer.from_metadata(make_goldens.read_vocabulary(path))
     assert [own.token_bytes(i) for i in range(own.n_vocab)] == [plain.token_bytes(i) for i in range(plain.n_vocab)]
+    assert own.pieces() == [own.token_bytes(i) for i in range(own.n_vocab)]
 
 
 @pytest.mark.parametrize("mode", ["plain", "parsed"])
@@ -111,3 +113,32 @@ def test_smollm2_ids_of_random_text_equal_the_live_ones(
 ) -> None:
     require_module("llama_cpp", INSTALL_ORACLE)
     assert differing_live(smollm2, make_goldens.LlamaCpp(smollm2_path), seed=5) == []
+
+
+@pytest.mark.parametrize("path", ["smollm2_path", "gemma3_path"])
+def test_ids_of_mixed_bytes_equal_the_live_ones(
+    path: str, request: pytest.FixtureRequest, require_module: Callable[[str, str], ModuleType]
+) -> None:
+    """All scripts, emoji, spaces, and bytes that are no UTF-8, special tokens read as text and as tokens in turn."""
+    require_module("llama_cpp", INSTALL_ORACLE)
+    file = request.getfixturevalue(path)
+    llama = make_goldens.LlamaCpp(file)
+    tokenizer = Tokenizer.from_metadata(ModelFile.open(file).metadata)
+    found = []
+    for i, text in enumerate(mixed_strings(6, N_MIXED_TEXTS)):
+        ids = tokenizer.encode(text, parse_special=i % 2 == 1)
+        expected = llama.encode(text, add_special=True, parse_special=i % 2 == 1)
+        if ids != expected:
+            found.append((text, ids, expected))
+    assert found[:3] == []
+
+
+def test_gemma3_end_of_generation_tokens_and_pieces_equal_the_live_ones(
+    gemma3_path: Path, require_module: Callable[[str, str], ModuleType]
+) -> None:
+    require_module("llama_cpp", INSTALL_ORACLE)
+    llama = make_goldens.LlamaCpp(gemma3_path)
+    tokenizer = Tokenizer.from_metadata(ModelFile.open(gemma3_path).metadata)
+    assert tokenizer.eog_ids == llama.eog_ids()
+    ids = range(0, tokenizer.n_vocab, 37)
+    assert [i for i in ids if tokenizer.token_bytes(i) != llama.piece(i)] == []

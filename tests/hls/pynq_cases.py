@@ -6,89 +6,19 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import engine_order
 import numpy as np
-import pynq
 import pytest
 from models import tiny_llama
+from pynq_rig import Make, board, case, multiply, opened, overlay
 from simulated_pynq import ENGINE, SimulatedDevice, write_overlay
 
 import hetrun
-from hetrun.device import Batch, Bindings, Segment
 from hetrun.errors import AllocationError, DeviceError
-from hetrun.ops import MatMul, Value
-from hetrun.tensor import TENSOR_TYPES, Weight
-from hetrun_pynq_z1 import cma, pynq_board
 from hetrun_pynq_z1.definition import definition
-from hetrun_pynq_z1.driver import PynqZ1Driver
 
-Make = Callable[..., SimulatedDevice]
-
-
-@pytest.fixture
-def overlay(tmp_path: Path) -> Path:
-    return write_overlay(tmp_path / "overlay")
-
-
-@pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Make]:
-    """Makes a simulated board the one that pynq finds."""
-    compatible = tmp_path / "compatible"
-    compatible.write_bytes(b"digilent,zynq-pynq-z1\0xlnx,zynq-7000\0")
-    (tmp_path / "mem").write_bytes(b"")
-    (tmp_path / "meminfo").write_text("MemTotal: 504000 kB\nCmaTotal:  131072 kB\nCmaFree:  100000 kB\n")
-    monkeypatch.setattr(pynq_board, "COMPATIBLE", compatible)
-    monkeypatch.setattr(pynq_board, "MEMORY_DEVICE", tmp_path / "mem")
-    monkeypatch.setattr(cma, "MEMINFO", tmp_path / "meminfo")
-    made: list[SimulatedDevice] = []
-
-    def make(**options: object) -> SimulatedDevice:
-        device = SimulatedDevice(**options)  # type: ignore[arg-type]
-        pynq.Device.active_device = device
-        made.append(device)
-        return device
-
-    yield make
-    for device in made:
-        device.shut_down()
-
-
-def multiply(overlay: Path, name: str, blocks: np.ndarray, x: np.ndarray, **settings: object) -> np.ndarray:
-    """y of pynq-z1:0, through the contract. y is full of numbers before the launch."""
-    driver = PynqZ1Driver()
-    info, _ = driver.probe({"overlay": str(overlay), **settings})
-    assert (info.id, info.backing, info.unavailable) == ("pynq-z1:0", "hardware", None)
-    n, columns = x.shape
-    weight, value = Weight("w", TENSOR_TYPES[name], (len(blocks), columns)), Value("x", columns)
-    op = MatMul("y", value, weight)
-    segment = Segment("y", (op,), (value,), (op.output,), n, 1)
-    device = driver.open(info)
-    try:
-        buffers = {"x": device.alloc(segment.value_bytes(value)), "y": device.alloc(segment.value_bytes(op.output))}
-        buffers["x"].write(memoryview(np.ascontiguousarray(x)).cast("B"))
-        buffers["y"].write(memoryview(np.full((n, len(blocks)), 7, np.float32)).cast("B"))
-        executable = device.load(
-            driver.compile(info, segment), {"w": memoryview(blocks.tobytes())}, Bindings(buffers, {})
-        )
-        executable.run(Batch.of([0] * n, range(n), [0] * n, []))
-        (event,) = device.synchronize()
-        assert event.basis.startswith("measured")
-        y = np.empty((n, len(blocks)), np.float32)
-        buffers["y"].read(memoryview(y).cast("B"))
-        return y
-    finally:
-        device.close()
-
-
-def case(name: str, rows: int = 45, columns: int = 512, tokens: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(blocks, x, the product in the engine's order)"""
-    rng = np.random.default_rng(definition().formats[name])
-    blocks = engine_order.random_blocks(rng, name, rows, columns)
-    x = rng.standard_normal((tokens, columns)).astype(np.float32)
-    return blocks, x, engine_order.multiply(name, blocks, x)
+__all__ = ["board", "overlay"]  # fixtures
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["by-pynq", "by-c"])
@@ -163,12 +93,6 @@ def test_a_whole_generation_has_the_tokens_of_csim(board: Make, overlay: Path, t
     assert len(expected) == 24
     assert tokens_on("pynq-z1:0", {"pynq-z1": {"overlay": str(overlay)}}) == expected
     assert simulated.downloads == 1 and not simulated.live
-
-
-def opened(overlay: Path, **settings: object) -> object:
-    driver = PynqZ1Driver()
-    info = next(i for i in driver.probe({"overlay": str(overlay), **settings}) if i.id == "pynq-z1:0")
-    return driver.open(info)
 
 
 def test_an_overlay_of_something_else_is_named(board: Make, tmp_path: Path) -> None:
@@ -312,10 +236,12 @@ site.addsitedir({os.environ["HETRUN_TEST_SITE"]!r})
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
 import pynq
 from simulated_pynq import SimulatedDevice
+from hetrun_pynq_z1 import reserved
 from hetrun_pynq_z1.pynq_board import BoardSettings, PynqBoard
 simulated = pynq.Device.active_device = SimulatedDevice()
+reserved.MEMORY_DEVICE = simulated.memory_path
 atexit.register(lambda: print("live", len(simulated.live)))
-board = PynqBoard("pynq-z1:0", BoardSettings({str(overlay)!r}, 125.0, 1.0), 1 << 20)
+board = PynqBoard("pynq-z1:0", BoardSettings({str(overlay)!r}, 125.0, 1.0, 1 << 20, None, 0, False, 1 << 28))
 block = board.allocate(4096)
 print("live", len(simulated.live))
 """

@@ -7,8 +7,9 @@ moment: over what the engine has written.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
+import os
+import socket
 import struct
 import threading
 from collections.abc import Mapping
@@ -29,12 +30,16 @@ LINE_BYTES = 32
 ENGINE = "xilinx.com:hls:hetrun_pynq_engine:1.0"
 
 
-def write_overlay(folder: Path, *, vlnv: str = ENGINE, registers: Mapping[str, int] | None = None) -> Path:
+def write_overlay(
+    folder: Path, *, vlnv: str = ENGINE, registers: Mapping[str, int] | None = None, interrupt: bool = True
+) -> Path:
     """A .bit file with no design in it, and a .hwh as Vivado would write it for the engine. Returns the .bit's path."""
     folder.mkdir(parents=True, exist_ok=True)
     bit = folder / "engine.bit"
     bit.write_bytes(_bit())
-    bit.with_suffix(".hwh").write_text(_hwh(vlnv, definition().registers if registers is None else registers))
+    bit.with_suffix(".hwh").write_text(
+        _hwh(vlnv, definition().registers if registers is None else registers, interrupt)
+    )
     return bit
 
 
@@ -47,8 +52,50 @@ class Buffer(PynqBuffer):
             self.owner = None
 
 
+class Uio:
+    """The engine's interrupt as Linux shows it: masked when it has come, until a 1 is written to the file.
+
+    The file is a socket: what the driver writes arrives here.   lost: the wire is broken.
+    """
+
+    def __init__(self) -> None:
+        self._fabric, self._driver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._fabric.setblocking(False)
+        self.enabled = self.lost = False
+        self.isr = 0
+        self.count = 0
+
+    def open(self) -> int:
+        return os.dup(self._driver.fileno())
+
+    def rise(self) -> None:
+        if self.enabled:
+            self.isr = 1
+            self._show()
+
+    def clear(self, ones: int) -> None:
+        self.isr ^= ones & 1
+        self._show()
+
+    def _show(self) -> None:
+        """The line is a level: it shows as soon as nobody masks it."""
+        unmasked = False
+        while True:
+            try:
+                unmasked = self._fabric.recv(8) == b"\1\0\0\0"
+            except BlockingIOError:
+                break
+        if self.isr and unmasked and not self.lost:
+            self.count += 1
+            self._fabric.send(struct.pack("<I", self.count))
+
+
 class SimulatedDevice(Device):
-    """mapped: registers are memory of this process, as /dev/mem gives them, and a thread is the fabric."""
+    """mapped: registers are memory of this process, as /dev/mem gives them, and a thread is the fabric.
+
+    run_s: how long the fabric works on each start, before it reads anything.   ddr: a file for the memory, so that it
+    outlives the process.   `memory_path` is /dev/mem: writes there pass no cache.
+    """
 
     _probe_priority_ = 900
 
@@ -56,7 +103,9 @@ class SimulatedDevice(Device):
     def _probe_(cls) -> list[Device]:
         return []
 
-    def __init__(self, *, mapped: bool = False, cma_bytes: int = END - FIRST) -> None:
+    def __init__(
+        self, *, mapped: bool = False, cma_bytes: int = END - FIRST, run_s: float = 0.0, ddr: Path | None = None
+    ) -> None:
         super().__init__("simulated")
         self.name = "Pynq-Z1"
         self.capabilities = {"MEMORY_MAPPED" if mapped else "REGISTER_RW": True}
@@ -67,16 +116,21 @@ class SimulatedDevice(Device):
         self.drop: set[str] = set()  # "flush", "invalidate": caches that are broken
         self.patched: dict[int, int] = {}  # registers that lie
         self.first_address = FIRST
+        self.peak_bytes = 0
         self.live: dict[
             int, tuple[np.ndarray, np.ndarray]
         ] = {}  # address -> (host, as it was last in step with memory)
         self._cma_bytes = cma_bytes
-        self._memory = np.frombuffer(mmap.mmap(-1, 1 << 29, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        self._mapped, self._run_s = mapped, run_s
+        self.uio = Uio()
+        self._busy = False
+        self.reads: list[int] = []  # registers, in order
+        descriptor = os.open(ddr, os.O_RDWR | os.O_CREAT) if ddr else os.memfd_create("ddr")
+        os.ftruncate(descriptor, BASE + RANGE)
+        self.memory_path = ddr or Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        self._descriptor = descriptor
+        self._memory = np.frombuffer(mmap.mmap(descriptor, 1 << 29), np.uint8)
         self._library = native.library()
-        self._library.hetrun_pynq_csim_read.restype = ctypes.c_uint32
-        self._library.hetrun_pynq_csim_read.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-        self._library.hetrun_pynq_csim_write.restype = None
-        self._library.hetrun_pynq_csim_write.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
         self._fabric = self._library.hetrun_pynq_csim_create(self._memory.ctypes.data, 1 << 29)
         self._registers = np.zeros(RANGE // 4, np.uint32)
         self._stop = threading.Event()
@@ -86,13 +140,24 @@ class SimulatedDevice(Device):
     def shut_down(self) -> None:
         self._stop.set()
 
+    def memory(self, address: int, nbytes: int) -> np.ndarray:
+        """What stands in the DDR, whatever caches hold."""
+        return self._memory[address : address + nbytes]
+
+    def poke(self, address: int, value: int) -> None:
+        """A register that /dev/mem shows."""
+        os.pwrite(self._descriptor, value.to_bytes(4, "little"), address)
+
     # Registers.
 
     def read_registers(self, address: int, length: int) -> bytes:
         assert length == 4 and BASE <= address < BASE + RANGE
         offset = address - BASE
-        if offset == definition().registers["CTRL"] and self.hung:
+        self.reads.append(offset)
+        if offset == definition().registers["CTRL"] and (self.hung or self._busy):
             return (1).to_bytes(4, "little")
+        if offset == definition().registers["ISR"]:
+            return self.uio.isr.to_bytes(4, "little")
         value = self.patched.get(offset, self._library.hetrun_pynq_csim_read(self._fabric, offset))
         return int(value).to_bytes(4, "little")
 
@@ -109,9 +174,24 @@ class SimulatedDevice(Device):
             self._meet_hang(self._library.hetrun_pynq_csim_read(self._fabric, definition().registers["COUNT"]))
         if starts and self.hung:
             return
+        if offset == definition().registers["IER"]:
+            self.uio.enabled = bool(value & 1)
+        if offset == definition().registers["ISR"]:
+            self.uio.clear(value)
+        if starts and self._run_s:
+            self._busy = True
+            threading.Timer(self._run_s, self._run, (offset, value)).start()
+        elif starts:
+            self._run(offset, value)
+        else:
+            self._library.hetrun_pynq_csim_write(self._fabric, offset, value)
+
+    def _run(self, offset: int, value: int) -> None:
         self._library.hetrun_pynq_csim_write(self._fabric, offset, value)
-        if starts:
-            self._evict()
+        self._evict()
+        self._busy = False
+        if not self._mapped:
+            self.uio.rise()
 
     def _meet_hang(self, count: int) -> None:
         if self.hangs_next and count:
@@ -126,11 +206,13 @@ class SimulatedDevice(Device):
             self._meet_hang(int(self._registers[at["COUNT"]]))
             if self.hung:
                 continue
-            for name in ("RING", "COUNT", "CTRL"):
+            for name in ("IER", "RING", "COUNT", "CTRL"):
                 self._write(4 * at[name], int(self._registers[at[name]]))
             for name in ("VERSION", "CONFIG", "STATUS", "DONE", "BUSY_CYCLES", "STALL_CYCLES"):
                 self._registers[at[name]] = self._library.hetrun_pynq_csim_read(self._fabric, 4 * at[name])
             self._registers[at["CTRL"]] = 2 | 4
+            self.uio.isr = 0  # the driver cleared the last one
+            self.uio.rise()
 
     # Memory.
 
@@ -146,6 +228,7 @@ class SimulatedDevice(Device):
             raise RuntimeError("Allocate failed: 4294967295")
         host = np.random.default_rng(address).integers(0, 256, nbytes, np.uint8)  # what was there before
         self.live[address] = (host, host.copy())
+        self.peak_bytes = max(self.peak_bytes, sum(len(host) for host, _ in self.live.values()))
         buffer = Buffer(shape, dtype, buffer=host.data, device=self, device_address=address, bo=address, coherent=False)
         buffer.owner = self
         return buffer
@@ -201,6 +284,7 @@ class SimulatedDevice(Device):
         self.downloads += 1
         self.hung = self.dead
         self._registers[:] = 0
+        self.uio.enabled, self.uio.isr = False, 0
         self.post_download(bitstream, parser, self.name)
 
     def get_memory(self, description: Any) -> SimulatedDevice:
@@ -222,7 +306,7 @@ def _bit() -> bytes:
     )
 
 
-def _hwh(vlnv: str, registers: Mapping[str, int]) -> str:
+def _hwh(vlnv: str, registers: Mapping[str, int], interrupt: bool) -> str:
     name, bus = f"{vlnv.split(':')[2]}_0", "s_axi_control"
     clock = {"PCW_UIPARAM_DDR_ENABLE": "1"}
     for i in range(4):
@@ -238,9 +322,12 @@ def _hwh(vlnv: str, registers: Mapping[str, int]) -> str:
         f'HIGHVALUE="{BASE + RANGE - 1:#010x}" INSTANCE="{name}" IS_DATA="TRUE" IS_INSTRUCTION="TRUE" '
         f'MASTERBUSINTERFACE="M_AXI_GP0" MEMTYPE="REGISTER" SLAVEBUSINTERFACE="{bus}"/></MEMORYMAP>'
     )
-    engine = _module(name, vlnv, {"C_S_AXI_CONTROL_ADDR_WIDTH": "7"}, block, _bus(name, bus, "SLAVE"), "", "PERIPHERAL")
+    width, wires = {"C_S_AXI_CONTROL_ADDR_WIDTH": "7"}, ("interrupt", "IRQ_F2P") if interrupt else ("", "")
+    ports = [_port(wire, way) if wire else "<PORTS/>" for wire, way in zip(wires, "OI", strict=True)]
+    engine = _module(name, vlnv, width, block, ports[0], _bus(name, bus, "SLAVE"), "", "PERIPHERAL")
     ps_vlnv = "xilinx.com:ip:processing_system7:5.5"
-    ps = _module("processing_system7_0", ps_vlnv, clock, "", _bus(name, "M_AXI_GP0", "MASTER"), mapped, "PROCESSOR")
+    bus = _bus(name, "M_AXI_GP0", "MASTER")
+    ps = _module("processing_system7_0", ps_vlnv, clock, "", ports[1], bus, mapped, "PROCESSOR")
     return (
         '<?xml version="1.0" encoding="UTF-8" standalone="no" ?><EDKSYSTEM EDWVERSION="1.2" '
         'TIMESTAMP="Thu Jan 01 00:00:00 2026" VIVADOVERSION="2022.1">'
@@ -257,6 +344,10 @@ def _bus(ip: str, name: str, kind: str) -> str:
     )
 
 
+def _port(name: str, way: str) -> str:
+    return f'<PORTS><PORT DIR="{way}" NAME="{name}" SENSITIVITY="LEVEL_HIGH" SIGIS="INTERRUPT" SIGNAME="done"/></PORTS>'
+
+
 def _register(name: str, offset: int) -> str:
     values = {"DESCRIPTION": name, "ADDRESS_OFFSET": offset, "SIZE": 32, "ACCESS": "read-write"}
     values |= {"IS_ENABLED": "true", "RESET_VALUE": 0}
@@ -264,10 +355,12 @@ def _register(name: str, offset: int) -> str:
     return f'<REGISTER NAME="{name}">{properties}<FIELDS></FIELDS></REGISTER>'
 
 
-def _module(name: str, vlnv: str, parameters: Mapping[str, str], blocks: str, buses: str, extra: str, kind: str) -> str:
+def _module(
+    name: str, vlnv: str, parameters: Mapping[str, str], blocks: str, ports: str, buses: str, extra: str, kind: str
+) -> str:
     listed = "".join(f'<PARAMETER NAME="{key}" VALUE="{value}"/>' for key, value in parameters.items())
     return (
         f'<MODULE COREREVISION="1" FULLNAME="/{name}" HWVERSION="{vlnv.split(":")[3]}" INSTANCE="{name}" '
         f'IPTYPE="PERIPHERAL" IS_ENABLE="1" MODCLASS="{kind}" MODTYPE="{vlnv.split(":")[2]}" VLNV="{vlnv}"><DOCUMENTS/>'
-        f"{blocks}<PARAMETERS>{listed}</PARAMETERS><PORTS/><BUSINTERFACES>{buses}</BUSINTERFACES>{extra}</MODULE>"
+        f"{blocks}<PARAMETERS>{listed}</PARAMETERS>{ports}<BUSINTERFACES>{buses}</BUSINTERFACES>{extra}</MODULE>"
     )

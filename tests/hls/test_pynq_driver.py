@@ -15,13 +15,18 @@ from require import missing
 
 import hetrun
 from hetrun.errors import ConfigError, DeviceError
-from hetrun_pynq_z1 import pynq_board
+from hetrun_pynq_z1 import native, pynq_board, reserved
 from hetrun_pynq_z1.driver import PynqZ1Driver
 
-CASES = Path(__file__).parent / "pynq_cases.py"
+CASES = sorted(Path(__file__).parent.glob("pynq_*cases.py"))
 # pynq 3.0.1 is that of the board's image; it needs an older NumPy and an older parser of C than the rest here.
 REQUIREMENTS = ("pynq==3.0.1", "pynqmetadata>=0.2", "pycparser<3", "numpy<2")
-NAMES = [n.name for n in ast.parse(CASES.read_text()).body if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"]
+NAMES = [
+    n.name
+    for cases in CASES
+    for n in ast.parse(cases.read_text()).body
+    if isinstance(n, ast.FunctionDef) and n.name[:5] == "test_"
+]
 
 
 def board_info(**settings: object) -> hetrun.device.DeviceInfo:
@@ -35,7 +40,7 @@ def zynq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     compatible.write_bytes(b"digilent,zynq-pynq-z1\0xlnx,zynq-7000\0")
     (tmp_path / "mem").write_bytes(b"")
     monkeypatch.setattr(pynq_board, "COMPATIBLE", compatible)
-    monkeypatch.setattr(pynq_board, "MEMORY_DEVICE", tmp_path / "mem")
+    monkeypatch.setattr(reserved, "MEMORY_DEVICE", tmp_path / "mem")
     monkeypatch.setattr(pynq_board.importlib.util, "find_spec", lambda name: object())
     return tmp_path
 
@@ -72,12 +77,47 @@ def test_each_thing_that_is_missing_has_its_reason(zynq: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "setting",
     [{"overlay": 3}, {"overlay": "engine.xsa"}, {"clock_mhz": 0}, {"clock_mhz": 125_000_000}, {"cma_bytes": -1},
-     {"timeout_s": "long"}, {"overlays": "engine.bit"}],
+     {"timeout_s": "long"}, {"overlays": "engine.bit"}, {"wait": "sleep"}, {"staging_bytes": 1000},
+     {"staging_bytes": 100 << 20}, {"reserved": 5}, {"reserved": {"base": 0}}, {"reserved": {"base": 0, "bytes": 0}},
+     {"reserved": {"base": 0x1000, "bytes": "much"}}, {"reserved": {"base": 0x1010, "bytes": 0x1000}},
+     {"reserved": {"base": 0x1000, "bytes": 0x1800}}, {"reserved": {"base": 0xFFFFF000, "bytes": 0x2000}}],
 )  # fmt: skip
 def test_a_bad_setting_is_named(setting: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))) as caught:
         PynqZ1Driver().probe(setting)
     assert caught.value.remedy
+
+
+def test_an_unaligned_range_says_to_what() -> None:
+    with pytest.raises(ConfigError, match=r"reserved has base 0x10000010, not aligned to pages of 4096 bytes"):
+        PynqZ1Driver().probe({"reserved": {"base": 0x10000010, "bytes": 0x1000}})
+
+
+def test_without_the_native_library_no_clock_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HETRUN_PYNQ_Z1_LIBRARY", "/nowhere/lib.so")
+    native.library.cache_clear()
+    try:
+        for info in PynqZ1Driver().probe({"staging_bytes": 1 << 20}):
+            assert info.unavailable is not None and "/nowhere/lib.so does not load" in info.unavailable.reason
+            assert "MHz" not in info.description and "clock_hz" not in info.model
+        assert "at 100 MHz" in board_info(clock_mhz=100).description
+        with pytest.raises(ConfigError, match="clock_mhz"):
+            board_info(clock_mhz=-1)
+    finally:
+        native.library.cache_clear()
+
+
+def test_the_planner_keeps_room_for_values_and_counts_the_reserved_range() -> None:
+    def capacities(**settings: object) -> dict[str, int]:
+        return {space.name: space.capacity_bytes for space in board_info(**settings).spaces}
+
+    mib = 1 << 20
+    place = {"base": 0x10000000, "bytes": 64 * mib}
+    assert capacities(cma_bytes=300 * mib) == {"pynq-z1:0/ddr": 268 * mib, "host": 433_061_888 - 300 * mib}
+    assert capacities(cma_bytes=100 * mib, reserved=place) == {
+        "pynq-z1:0/ddr": (68 + 64) * mib,
+        "host": 433_061_888 - 164 * mib,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +148,9 @@ def outcomes(pynq_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     # The rest (hetrun as it is under test, pytest, gguf) comes after what the environment has itself.
     site = sysconfig.get_paths()["purelib"]
     behind = f"import site; site.addsitedir({site!r})"
-    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={CASES.parents[2]}", f"--junitxml={report}", str(CASES)]
-    folders = [str(CASES.parent), str(CASES.parents[1])]
+    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={CASES[0].parents[2]}", f"--junitxml={report}"]
+    options += map(str, CASES)
+    folders = [str(CASES[0].parent), str(CASES[0].parents[1])]
     program = f"{behind}\nimport sys, pytest\nsys.path[:0] = {folders!r}\nsys.exit(pytest.main({options!r}))"
     variables = {**os.environ, "HETRUN_TEST_SITE": site}
     command = [str(pynq_python), "-c", program]

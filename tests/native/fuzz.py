@@ -25,23 +25,25 @@ from hetrun.ops import (
     Attention,
     Bias,
     Embedding,
+    Experts,
     GatedActivation,
     KvSpec,
     MatMul,
     Op,
     RmsNorm,
     Rope,
+    Route,
     Scale,
     SelectRows,
     SoftCap,
     Value,
 )
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ALL_TYPES, Weight
 from hetrun_cpu import native
 from hetrun_cpu.driver import TYPES, CpuDriver
 from hetrun_cpu.steps import DEQUANTISED_TYPES, KV_FORMATS
 
-BY_BLOCK = {size: sorted(name for name in TYPES if size % TENSOR_TYPES[name].block_size == 0) for size in (1, 32, 256)}
+BY_BLOCK = {size: sorted(name for name in TYPES if size % ALL_TYPES[name].block_size == 0) for size in (1, 32, 256)}
 SPECIAL = (0.0, -0.0, float("nan"), float("inf"), float("-inf"), 1e-45, 3.4e38, -1.0)
 N_VOCAB = 11
 SHAPES = [(t, isa) for t in sorted(TYPES - DEQUANTISED_TYPES) for isa in native.isa_names()]
@@ -89,7 +91,7 @@ class Case:
     def build_matmul(self, type_name: str, isa: str) -> None:
         """One matmul, or gate and up, over one input; and an embedding where that is to make the input."""
         rng, self.isa = self.rng, isa
-        block = TENSOR_TYPES[type_name].block_size
+        block = ALL_TYPES[type_name].block_size
         self.n_slots, self.max_tokens = 1, rng.choice((1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 33, 70))
         self.n_ctx = self.max_tokens
         # Rows of one chunk of the blocked matmul, of just more, and of few columns; groups of 16 rows full and not.
@@ -99,13 +101,13 @@ class Case:
         n_rows = rng.choice((1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, rng.randint(1, 200)))
         x = Value("x", columns)
         if rng.random() < 0.3:
-            self.ops.append(Embedding("x", Weight("e", TENSOR_TYPES[type_name], (N_VOCAB, columns))))
+            self.ops.append(Embedding("x", Weight("e", ALL_TYPES[type_name], (N_VOCAB, columns))))
         else:
             self.inputs.append(x)
         if rng.random() < 0.3:
             x = self.norm("norm", x)
         halves = [
-            self.add(MatMul(name, x, Weight(f"{name}.w", TENSOR_TYPES[type_name], (n_rows, columns))))
+            self.add(MatMul(name, x, Weight(f"{name}.w", ALL_TYPES[type_name], (n_rows, columns))))
             for name in (("gate", "up") if rng.random() < 0.3 else ("y",))
         ]
         if len(halves) == 2:
@@ -144,10 +146,10 @@ class Case:
 
     def matrix(self, name: str, n_rows: int, width: int) -> Weight:
         block = max(size for size in BY_BLOCK if width % size == 0)
-        return Weight(name, TENSOR_TYPES[self.rng.choice(BY_BLOCK[block])], (n_rows, width))
+        return Weight(name, ALL_TYPES[self.rng.choice(BY_BLOCK[block])], (n_rows, width))
 
     def vector(self, name: str, width: int) -> Weight:
-        return Weight(name, TENSOR_TYPES["F32"], (width,))
+        return Weight(name, ALL_TYPES["F32"], (width,))
 
     def matmul(self, name: str, x: Value, n_rows: int) -> Value:
         out = self.add(MatMul(name, x, self.matrix(f"{name}.w", n_rows, x.width)))
@@ -181,12 +183,25 @@ class Case:
         rng, name = self.rng, f"blk.{layer}"
         n_ff = rng.choice((1, 7, 32, 96, 256, 288))
         normed = self.norm(f"{name}.ffn_norm", x)
+        if rng.random() < 0.25:
+            return self.add(Add(f"{name}.out", self.experts(name, normed, n_ff), x))
         gate, up = (self.matmul(f"{name}.{n}", normed, n_ff) for n in ("gate", "up"))
         gated = self.add(GatedActivation(f"{name}.act", gate, up, rng.choice(("silu", "gelu"))))
         down = self.matmul(f"{name}.down", gated, x.width)
         if rng.random() < 0.2:
             down = self.add(Scale(f"{name}.scale", down, 0.5))
         return self.add(Add(f"{name}.out", down, x))
+
+    def experts(self, name: str, x: Value, n_ff: int) -> Value:
+        rng, n_experts = self.rng, self.rng.randint(1, 9)
+        n_used = rng.randint(1, n_experts)
+        scores = self.matmul(f"{name}.router", x, n_experts)
+        routes = self.add(Route(f"{name}.routes", scores, n_used, rng.random() < 0.5))
+        gate, up, down = (
+            Weight(f"{name}.{part}s", self.matrix(part, 1, n_in).type, (n_experts, n_out, n_in))
+            for part, n_out, n_in in (("gate", n_ff, x.width), ("up", n_ff, x.width), ("down", x.width, n_ff))
+        )
+        return self.add(Experts(f"{name}.experts", x, routes, n_used, gate, up, down, rng.choice(("silu", "gelu"))))
 
     def blocks(self, weight: Weight) -> memoryview:
         """Raw blocks of any bits, or for half the tensors mild ones, which get further than a NaN would."""

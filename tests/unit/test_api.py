@@ -121,6 +121,40 @@ def test_chat_continues_the_files_own_template(model):
     )
 
 
+def test_a_later_turn_of_a_chat_runs_its_new_tokens_alone(model):
+    messages = [{"role": "user", "content": "the"}]
+    for seed in range(50):
+        answer = model.chat(messages, max_tokens=40, temperature=9.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
+        if model.tokenize(answer.finish()) != answer.tokens and "\ufffd" not in answer.text:
+            break  # whoever reads the text alone would run other tokens
+    assert model.tokenize(answer.text) != answer.tokens
+    messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "and"}]
+    n_steps = len(model.trace.steps)
+    model.session.record()
+    try:
+        model.chat(messages, max_tokens=1).finish()
+    finally:
+        model.session.record(False)
+    new = "<|im_end|>\n<|im_start|>user\nand<|im_end|>\n<|im_start|>assistant\n"
+    (step,) = model.trace.steps[n_steps:]
+    assert step.n_tokens == 1 + len(model.tokenize(new, add_special=False, parse_special=True))
+    assert model.session.tokens()[: len(answer.prompt) + len(answer.tokens)] == (*answer.prompt, *answer.tokens)
+
+
+@pytest.mark.parametrize("how", ["another question", "another answer", "an answer that was cut"])
+def test_a_chat_that_goes_on_otherwise_is_encoded_as_it_reads(model, how):
+    question = {"role": "user", "content": "the"}
+    whole = model.chat([question], max_tokens=9).finish()
+    answer = model.chat([question], max_tokens=9, stop=[whole[4:6]] if how == "an answer that was cut" else [])
+    said = "other" if how == "another answer" else answer.finish()
+    assert how != "an answer that was cut" or (answer.finish_reason, said) == ("stop", whole[: len(said)])
+    messages = [question, {"role": "assistant", "content": said}]
+    if how == "another question":
+        messages[0] = {"role": "user", "content": "and"}
+    written = model.chat_template.render(messages)
+    assert model.chat_prompt(messages) == model.tokenize(written, add_special=False, parse_special=True)
+
+
 def test_chat_needs_a_template(tmp_path):
     path = tiny_llama(tmp_path / "plain.gguf", chat_template=None)
     with hetrun.load(path, devices=["cpu"]) as model, pytest.raises(ChatTemplateError, match="no chat template"):

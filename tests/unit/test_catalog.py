@@ -160,8 +160,8 @@ GOOD = 'file = "a.gguf"\nurl = "https://example.org/a"\n'
         ('[models."A/b"]\n' + GOOD, "own.toml: models.A/b: a name is of"),
         ("[models.a]\n" + GOOD + "size = 3\n", "own.toml: models.a: unknown key 'size'"),
         ('[models.a]\nurl = "https://example.org/a"\n', "own.toml: models.a: key 'file' is missing"),
-        ('[models.a]\nfile = "a.gguf"\n', "own.toml: models.a: exactly one of 'url' and 'wheel'"),
-        ("[models.a]\n" + GOOD + 'wheel = "a==1"\n', "own.toml: models.a: exactly one of 'url' and 'wheel'"),
+        ('[models.a]\nfile = "a.gguf"\n', "own.toml: models.a: exactly one of 'url', 'wheel' and 'wheels'"),
+        ("[models.a]\n" + GOOD + 'wheel = "a==1"\n', "own.toml: models.a: exactly one of 'url', 'wheel' and 'wheels'"),
         ("[models.a]\n" + GOOD + "size_bytes = -1\n", "own.toml: models.a.size_bytes must be a positive number"),
         ("[models.a]\n" + GOOD + "size_bytes = true\n", "own.toml: models.a.size_bytes must be a positive number"),
         ("[models.a]\n" + GOOD + 'size_bytes = "9"\n', "own.toml: models.a.size_bytes must be a positive number"),
@@ -196,3 +196,59 @@ def test_digest_of_a_file(tmp_path: Path) -> None:
     content = bytes(range(256)) * 8192
     (tmp_path / "f").write_bytes(content)
     assert cache.sha256_of(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+SPLIT = '[models.s]\nfile = "s-00001-of-00002.gguf"\nurl = "https://example.org/x/S-00001-of-00002.gguf"\n'
+
+
+def load_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Catalog:
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    monkeypatch.setenv("HETRUN_MODELS", str(path))
+    return Catalog.load()
+
+
+def test_parts_of_a_split_model_follow_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = ["0" * 64, "1" * 64]
+    catalog = load_own(tmp_path, monkeypatch, SPLIT + f"size_bytes = [4, 5]\nsha256 = {digests}\n".replace("'", '"'))
+    entry = catalog.entry("s")
+    assert [(p.file, p.url, p.size_bytes, p.sha256) for p in entry.parts] == [
+        ("s-00001-of-00002.gguf", "https://example.org/x/S-00001-of-00002.gguf", 4, digests[0]),
+        ("s-00002-of-00002.gguf", "https://example.org/x/S-00002-of-00002.gguf", 5, digests[1]),
+    ]
+    assert entry.total_bytes == 9
+    first = put_in_cache("s-00001-of-00002.gguf", b"GGUF")
+    assert catalog.cached("s") is None
+    put_in_cache("s-00002-of-00002.gguf", b"GGUF!")
+    assert catalog.cached("s") == first
+
+
+def test_pieces_of_a_file_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = load_own(tmp_path, monkeypatch, '[models.p]\nfile = "p.gguf"\nwheels = ["a==1", "b==1"]\n')
+    assert catalog.entry("p").wheels == ("a==1", "b==1")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (SPLIT + "size_bytes = 4\n", "models.s.size_bytes must be a list, with one value for each of the 2 parts"),
+        (SPLIT + "size_bytes = [4]\n", "models.s.size_bytes must be a list, with one value for each of the 2 parts"),
+        (SPLIT + "size_bytes = [4, -1]\n", "models.s.size_bytes[1] must be a positive number of bytes, not -1"),
+        (SPLIT.replace("S-00001", "S-00002"), "'file' and 'url' of a split model must both name its first part"),
+        (SPLIT.replace("s-00001", "s-00002"), "'file' and 'url' of a split model must both name its first part"),
+        (SPLIT.replace("S-00001-of-00002", "S"), "'file' and 'url' of a split model must both name its first part"),
+        (
+            SPLIT.replace("url", "wheel").replace("https://example.org/x/S-00001-of-00002.gguf", "a==1"),
+            "must both name",
+        ),
+        ('[models.p]\nfile = "p.gguf"\nwheels = ["a==1"]\n', "wheels must be a list of two or more NAME==VERSION"),
+        ('[models.p]\nfile = "p.gguf"\nwheels = ["a==1", "--pre"]\n', "wheels must be a list of two or more"),
+        ('[models.p]\nfile = "p.gguf"\nwheels = "a==1"\n', "wheels must be a list of two or more"),
+    ],
+)
+def test_wrong_entry_of_several_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_own(tmp_path, monkeypatch, text)
+    assert says in caught.value.message

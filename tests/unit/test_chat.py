@@ -287,3 +287,44 @@ def test_template_survives_a_failed_rendering() -> None:
     with pytest.raises(ChatTemplateError):
         template.render(MESSAGES, n=10**9)
     assert template.render(MESSAGES, n=2) == "aa"
+
+
+# Tools come from files of the user, and go through the same template
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("source", "tools", "cause"),
+    [
+        ("{% for t in tools %}{% for i in range(99999) %}{% for j in range(99) %}{% endfor %}{% endfor %}{% endfor %}",
+         TOOLS, "ran longer"),
+        ("{% set ns = namespace(x=tools) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+         TOOLS, "too large"),
+        ("{{ (tools | tojson) * 10**6 }}", TOOLS, "string longer than"),
+        ("{% for i in range(99999) %}{{ tools | tojson }}{% endfor %}", TOOLS, "exceeds|more than|longer than"),
+        ("{{ tools | tojson }}", [{"name": "x" * (1 << 24)}], "too large|longer"),
+        ("{{ tools | tojson }}", [nested(5000)], "too deeply"),
+        ("{{ tools }}", [nested(5000)], "too deeply"),
+        ("{{ tools.append(1) }}", TOOLS, "unsafe"),
+        ("{{ tools[0].update(x=1) }}", TOOLS, "unsafe"),
+        ("{% if tools %}{{ raise_exception('no tools\nhere') }}{% endif %}", TOOLS, "no tools here"),
+        ("{{ tools[3].name }}", TOOLS, "failed"),
+    ],
+    ids=[
+        "loop", "doubling", "times", "output", "long", "deep-json", "deep-print", "append", "update", "raise", "none",
+    ],
+)  # fmt: skip
+def test_template_that_fails_over_tools_is_one_line(source: str, tools: list[Any], cause: str) -> None:
+    template = ChatTemplate({"default": "plain", "tool_use": source}, time_limit_s=0.5)
+    before = json.dumps(TOOLS)
+    with pytest.raises(ChatTemplateError, match=cause) as caught:
+        template.render(MESSAGES, tools=tools)
+    assert "\n" not in caught.value.message
+    assert json.dumps(TOOLS) == before
+    assert template.render(MESSAGES) == "plain"

@@ -18,7 +18,7 @@ from models import tiny_llama
 import hetrun
 from hetrun.errors import DeviceError
 from hetrun.ops import Add, Embedding, GatedActivation, MatMul, RmsNorm, Value
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ENCODED_TYPES, TENSOR_TYPES, Weight
 from hetrun.testing.blocks import random_blocks, values_of
 from hetrun_cpu import native
 from hetrun_cpu.driver import TYPES
@@ -30,7 +30,7 @@ POISONS = {"nan": 0x7E00, "inf": 0x7C00, "minus-inf": 0xFC00}
 """float16 bits."""
 
 # Byte offset of a float16 scale in the block. IQ1_M, NVFP4 and MXFP4 have none: any bytes of those are finite, or, of
-# MXFP4, as large as float32 holds.
+# MXFP4, as large as float32 holds. Our own encodings have a float32 behind each row instead.
 SCALES = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS"), 0),
     **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), 0),
@@ -47,6 +47,8 @@ def poisoned(w: Weight, bits: int) -> memoryview:
             two, four = {"F16": (bits, 0), "BF16": (int(bad[0]) >> 16, 0), "F32": (0, int(bad[0]))}[w.type.name]
             n = w.type.block_bytes
             raw[row, 7 * n : 8 * n] = np.frombuffer((two or four).to_bytes(n, "little"), np.uint8)
+        elif w.type.name in ENCODED_TYPES:
+            raw[row, -4:] = np.array([bits], "<u2").view("<f2").astype("<f4").view(np.uint8)
         else:
             start = w.type.block_bytes + SCALES[w.type.name]
             raw[row, start : start + 2] = (bits & 255, bits >> 8)
@@ -58,13 +60,13 @@ def normal(n_tokens: int) -> np.ndarray:
 
 
 def test_every_type_has_a_scale_to_spoil_or_none_that_can_be() -> None:
-    assert set(SCALES) == TYPES - FLOAT_TYPES - {"IQ1_M", "NVFP4", "MXFP4"}
+    assert set(SCALES) == TYPES - FLOAT_TYPES - ENCODED_TYPES.keys() - {"IQ1_M", "NVFP4", "MXFP4"}
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("n_tokens", [1, 3, 19])
 @pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("type_name", sorted({*SCALES, *FLOAT_TYPES}))
+@pytest.mark.parametrize("type_name", sorted({*SCALES, *FLOAT_TYPES, *ENCODED_TYPES}))
 def test_a_bad_weight_spoils_its_row_alone(type_name: str, poison: str, n_tokens: int, isa: str) -> None:
     w, x = weight("w", type_name, N_ROWS, WIDTH), normal(n_tokens)
     raw = poisoned(w, POISONS[poison])

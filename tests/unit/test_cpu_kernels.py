@@ -11,7 +11,7 @@ from cpu_rig import ISAS, Rig, int8_rounded, nmse, tokens, weight
 
 from hetrun.device import Batch
 from hetrun.ops import Add, Bias, Embedding, GatedActivation, MatMul, RmsNorm, Rope, Scale, SelectRows, SoftCap, Value
-from hetrun.tensor import TENSOR_TYPES
+from hetrun.tensor import ALL_TYPES
 from hetrun.testing.blocks import random_blocks, values_of
 from hetrun_cpu import native
 from hetrun_cpu.steps import FLOAT_TYPES, QUANTISED_TYPES
@@ -24,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def block_size(type_name: str) -> int:
-    return TENSOR_TYPES[type_name].block_size
+    return ALL_TYPES[type_name].block_size
 
 
 def bound(type_name: str) -> float:
@@ -62,7 +62,7 @@ def test_matmul_of_rows_that_fill_no_vector(type_name: str, width: int, isa: str
 def test_matmul_of_any_number_of_rows_and_tokens_and_more_columns_than_a_chunk(
     type_name: str, n_rows: int, n_tokens: int, isa: str
 ) -> None:
-    width = 2304 if block_size(type_name) == 256 else 1120
+    width = {256: 2304, 64: 1152}.get(block_size(type_name), 1120)
     w, x, value = weight("w", type_name, n_rows, width), normal(n_tokens, width, seed=n_rows), Value("x", width)
     with Rig([MatMul("y", value, w)], [value], isa=isa, threads=3, max_tokens=21, max_outputs=21) as rig:
         got = rig.run(tokens(n_tokens), x=x)

@@ -7,6 +7,7 @@ import ctypes
 import pytest
 
 from hetrun.api import graph_of
+from hetrun.config import load_profile
 from hetrun.device import Cost, DesignSpace, HardwareSources
 from hetrun.errors import UsageError
 from hetrun.model.architectures import GraphOptions
@@ -45,6 +46,12 @@ def test_the_shipped_engine_fits_and_every_part_says_from_what() -> None:
         assert part.basis.startswith(("simulated:", "analytic:"))
 
 
+def test_a_launch_costs_what_plans_without_the_driver_say() -> None:
+    profile = load_profile("pynq-z1")
+    for info in (*PynqZ1Driver().probe({}), PynqZ1Driver().design(POINT).info):
+        assert (info.launch.seconds, info.launch.basis) == (profile.launch_s.value, profile.launch_s.basis)
+
+
 def test_totals_are_the_sums_of_parts() -> None:
     found = parts(header_design(), COLUMNS)
     assert totals(header_design(), COLUMNS)["LUT"] == pytest.approx(sum(p.lut for p in found))
@@ -55,7 +62,8 @@ def test_arrays_take_the_block_rams_that_their_shape_needs() -> None:
     """Eight tokens of 8,192 codes over 2 x 64 banks: 512 bytes a bank, half a block RAM each (UG473: 512 x 36)."""
     by_name = {p.name: p.bram36 for p in parts(header_design(), COLUMNS)}
     assert by_name["activation codes"] == 64
-    assert by_name["activation scales"] == 2  # 2,048 x 32 bits: four halves of 2,048 x 9
+    assert by_name["activation scales"] == 2  # four banks of 512 x 32 bits: a half each
+    assert by_name["gates"] == 8  # two banks of 4,096 x 32 bits: eight halves of 4,096 x 4 each
     many = {p.name: p.bram36 for p in parts(Design.of({"tokens": 128}), COLUMNS)}
     assert many["activation codes"] == 64 * 4  # 8,192 bytes a bank: four halves of 2 KB
 

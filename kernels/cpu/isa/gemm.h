@@ -67,10 +67,10 @@ HETRUN_INLINE void decode_step(const Lanes& p, const Head& head, PanelWeights& t
 }
 
 template <class C>
-void decode_panel(const uint8_t* block, size_t n_blocks, size_t row, PanelWeights* to) {
+void decode_panel(const uint8_t* block, size_t n_blocks, const uint8_t* row_scales, size_t row, PanelWeights* to) {
     constexpr size_t kSteps = C::kBlock / 32;
     for (size_t lane = 0; lane < 16; lane += kLanes) {
-        Lanes p = {block, lane};
+        Lanes p = {block, lane, row_scales};
         for (size_t b = 0; b < n_blocks; ++b, p.block += C::kBytes) {
             const Head head = C::head(p);
             unrolled<kSteps>([&](auto s) HETRUN_INLINE_LAMBDA {
@@ -194,8 +194,11 @@ void gemm(const GemmArgs& g) {
     const auto chunk = [n](size_t column) { return n - column < kGemmColumns ? n - column : kGemmColumns; };
     for (size_t column = 0; column < n; column += kGemmColumns) {
         const size_t columns = chunk(column), next = column + columns < n ? column + columns : 0;
-        for (size_t i = 0; i < g.n_groups; ++i)
-            decode_panel<C>(g.groups + i * g.group_bytes + column / C::kBlock * C::kBytes, columns / C::kBlock, 16 * i, panel);
+        for (size_t i = 0; i < g.n_groups; ++i) {
+            const uint8_t* group = g.groups + i * g.group_bytes;
+            decode_panel<C>(group + column / C::kBlock * C::kBytes, columns / C::kBlock, group + n / C::kBlock * C::kBytes,
+                            16 * i, panel);
+        }
         // The next columns, or the first ones of the rows that follow.
         const uint8_t* groups = g.groups + (next == 0 ? g.n_groups * g.group_bytes : next / C::kBlock * C::kBytes);
         for (size_t tile = 0; tile < n_tiles; ++tile) {

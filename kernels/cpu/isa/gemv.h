@@ -47,7 +47,13 @@ HETRUN_INLINE Vf gemv_add(const Lanes& p, const Head& head, const RowSums& row, 
         const Vi sum = (low >> kPlaced) * C::template scale16<S, 0>(p) + (high >> kPlaced) * C::template scale16<S, 1>(p);
         acc = fmadd(to_floats(sum), kLateScale<C> ? a_scale : head.d * a_scale, acc);
     } else {
-        acc = fmadd(to_floats((low + high) >> kPlaced), C::template scale<S>(p, head) * a_scale, acc);
+        Vi sum;
+        if constexpr (C::kPlacedHalves && kWideDot) {
+            sum = (low >> C::placed_shift(S)) + (high >> C::placed_shift(S, 1));
+        } else {
+            sum = (low + high) >> kPlaced;
+        }
+        acc = fmadd(to_floats(sum), C::template scale<S>(p, head) * a_scale, acc);
     }
     if constexpr (C::kMin == 32) acc = fmadd(C::template minimum<S>(p, head), splat_at(row.sum32 + b), acc);
     if constexpr (C::kMin == 16) {
@@ -112,7 +118,8 @@ void gemv(const GemvArgs& g) {
     const size_t n_blocks = l.n / C::kBlock;
     for (size_t group = 0; group < g.n_groups; ++group) {
         for (size_t lane = 0; lane < 16; lane += kLanes) {
-            Lanes p = {g.groups + group * g.group_bytes, lane};
+            const uint8_t* block = g.groups + group * g.group_bytes;
+            Lanes p = {block, lane, block + n_blocks * C::kBytes};
             Vf acc = {};
             for (size_t b = 0; b < n_blocks; ++b, p.block += C::kBytes)
                 acc = gemv_block<C>(p, row, b, lane == 0, acc);

@@ -65,7 +65,8 @@ void gemv(const GemvArgs& g) {
             Lanes p[V];
             Vf acc[V];
             for (int v = 0; v < V; ++v) {
-                p[v] = {g.groups + group * g.group_bytes, lane + v * kLanes};
+                const uint8_t* block = g.groups + group * g.group_bytes;
+                p[v] = {block, lane + v * kLanes, block + n_blocks * C::kBytes};
                 acc[v] = Vf{};
             }
             for (size_t b = 0; b < n_blocks; ++b) {

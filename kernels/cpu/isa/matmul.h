@@ -45,6 +45,10 @@ inline void decode_row(const uint8_t* row, size_t n, const Decoded& to, size_t r
         float* minima = to.minima + r * padded;
         for (size_t b = 0; b < n_blocks; ++b)
             Codec::template decode<kBias>(blocks[b], codes + b * Codec::kBlock, scales + b * kPerBlock, minima + b * kPerBlock);
+        if constexpr (kRowScale<Codec>) {
+            const float factor = row_scale<Codec>(row, n);
+            for (size_t i = 0; i < n_blocks * kPerBlock; ++i) scales[i] *= factor;
+        }
         for (size_t i = n_blocks * kPerBlock; i < padded; ++i) {
             scales[i] = 0.0f;
             if (Codec::kMin) minima[i] = 0.0f;
@@ -111,6 +115,7 @@ void dequantize_codes(const uint8_t* row, size_t n, float* out) {
     const Block* blocks = reinterpret_cast<const Block*>(row);
     int8_t codes[Codec::kBlock];
     float scales[16], minima[16] = {};
+    const float factor = row_scale<Codec>(row, n);
     for (size_t b = 0; b < n / Codec::kBlock; ++b) {
         if constexpr (kHalfScales<Codec>) {
             Codec::template decode<0>(blocks[b], codes);
@@ -121,7 +126,8 @@ void dequantize_codes(const uint8_t* row, size_t n, float* out) {
         }
         for (size_t i = 0; i < Codec::kBlock; ++i) {
             const size_t s = i / Codec::kSub;
-            const float x = scales[s] * static_cast<float>(codes[i]);
+            const float scale = kRowScale<Codec> ? scales[s] * factor : scales[s];
+            const float x = scale * static_cast<float>(codes[i]);
             out[b * Codec::kBlock + i] = Codec::kMin ? x + minima[s] : x;
         }
     }

@@ -35,7 +35,8 @@ HETRUN_INLINE void unrolled(F&& f) {
 // A packed block as the lanes of one vector see it.
 struct Lanes {
     const uint8_t* block;
-    size_t lane;  // the first
+    size_t lane;              // the first
+    const uint8_t* row_scales;  // float32, of the rows of the group; of types that have them
     HETRUN_INLINE Vi word(size_t offset) const { return load_ints(block + offset + 4 * lane); }
     HETRUN_INLINE Vf half(size_t offset) const { return load_half(block + offset + 2 * lane); }
     HETRUN_INLINE Vi u8(size_t offset) const { return load_u8(block + offset + lane); }
@@ -50,11 +51,13 @@ struct Head {
 // kShift: log2 of the offset of the codes, 0 for none.   kMin: minima meet sums of 32 or 16 activations.   kHalfSum: of Q8_1.
 // kScales16: integer scales of 16 codes.   kFold: they are multiplied into the panel's codes.   kWide: codes of 8 bits.
 // kPairs: scales and sums of 16 codes fit 16 bits.   kTogether: sub-blocks of 32 whose codes share words.
-// placed<S, J> is code<S, J> times 2^placed_shift(S), at most 8 bits of each byte.
+// placed<S, J> is code<S, J> times 2^placed_shift(S), at most 8 bits of each byte; kPlacedHalves: by S and J / 4.
+// kRowScales: the scales of the 16 rows stand behind the blocks of a group.
 struct Traits {
     static constexpr size_t kBlock = 32;
     static constexpr int kShift = 0, kMin = 0, kTogether = 1;
     static constexpr bool kHalfSum = false, kScales16 = false, kFold = false, kWide = false, kPairs = false;
+    static constexpr bool kRowScales = false, kPlacedHalves = false;
 };
 struct SuperTraits : Traits {
     static constexpr size_t kBlock = 256;
@@ -268,6 +271,39 @@ struct PackedQ6_K : SuperTraits {
         return p.i8(32 + 16 * (2 * S + H));
     }
 };
+
+// Groups of 64 columns with a zero point: x = row scale * scale * (code - zero). Sub-block S and half H of it have bits of
+// their own in each word.
+struct PackedW2 : Traits {
+    static constexpr size_t kBlock = 64, kBytes = 288;
+    static constexpr int kMin = 32, kTogether = 2;
+    static constexpr bool kRowScales = true, kPlacedHalves = true;
+    static HETRUN_INLINE Head head(const Lanes& p) {
+        const Vi pair = p.u8_pairs(0);  // 8 bits of the scale; its other 6 and the zero point, from bit 16 on
+        const Vf scale = to_floats((pair & splat_int(0xff)) | (pair >> 8 & splat_int(0x3f00)));
+        const Vf d = scale * load_floats(reinterpret_cast<const float*>(p.row_scales) + p.lane);
+        return {d, -to_floats(pair >> 22) * d};
+    }
+    static constexpr int placed_shift(int s, int half = 0) { return 4 * s + 2 * half; }
+    template <int S, int J>
+    static HETRUN_INLINE Vi placed(const Lanes& p) {
+        return p.word(32 + 64 * (J % 4)) & splat_int(bytes_of(3 << placed_shift(S, J / 4)));
+    }
+    template <int S, int J>
+    static HETRUN_INLINE Vi code(const Lanes& p) {
+        return p.word(32 + 64 * (J % 4)) >> placed_shift(S, J / 4) & splat_int(kTwoBits);
+    }
+    template <int S>
+    static HETRUN_INLINE Vf scale(const Lanes&, const Head& h) {
+        return h.d;
+    }
+    template <int S>
+    static HETRUN_INLINE Vf minimum(const Lanes&, const Head& h) {
+        return h.m;
+    }
+};
+
+using PackedW2S24 = PackedW2;  // pack.h says why
 
 // acc + codes * activations, four of each a lane, of codes that had 2^shift added. `negated`: of the activations' sum.
 template <bool Wide>

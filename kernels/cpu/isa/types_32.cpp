@@ -1,4 +1,4 @@
-// Floats, and blocks of 32.
+// Floats, blocks of 32, and groups of 64.
 #include "types.h"
 
 namespace hetrun::cpu {
@@ -13,5 +13,7 @@ HETRUN_PACKED_CODES(Q5_1)
 HETRUN_PACKED_CODES(Q8_0)
 HETRUN_CODES(IQ4_NL)
 HETRUN_CODES(MXFP4)
+HETRUN_PACKED_CODES(W2S24)
+HETRUN_PACKED_CODES(W2)
 
 }  // namespace hetrun::cpu

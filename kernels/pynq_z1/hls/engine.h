@@ -4,7 +4,8 @@
 // this very file.
 //
 // y[t, r] = sum over blocks of (d * xd) * isum, and -+ minima, in float32 and in the order of the columns: see finish() in
-// engine.cpp. Codes of weights and activations meet as integers, exactly.
+// engine.cpp. Codes of weights and activations meet as integers, exactly. Results go to memory as floats, or, of a pair of
+// descriptors, as silu(gate) * up (activation.h): floats, or codes and scales that a later descriptor of the same ring reads.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@
 #include <hls_burst_maxi.h>
 #endif
 
-#define HETRUN_PYNQ_VERSION 1          // of this file; the engine shows it in a register
+#define HETRUN_PYNQ_VERSION 2          // of this file; the engine shows it in a register
 #define HETRUN_PYNQ_CLOCK_HZ 125000000 // of the fabric
 #define HETRUN_PYNQ_LANES 64           // weights a cycle, each against two tokens: 16, 32 or 64
 #define HETRUN_PYNQ_PACKET_CYCLES 1    // of 64 weights and two tokens: 64 / LANES
@@ -24,7 +25,9 @@
 #define HETRUN_PYNQ_MAX_COLUMNS 8192   // of the activations in block RAM
 #define HETRUN_PYNQ_MAX_ROWS 1024      // of one descriptor
 #define HETRUN_PYNQ_WRITE_ROWS 32      // results of a token that leave together: few bursts disturb those of weights less
+#define HETRUN_PYNQ_OUTPUT_PAIRS 256   // results of two tokens that wait while the writer sends others
 #define HETRUN_PYNQ_TILE_ROWS 8        // rows in flight, which hides the latency of float additions
+#define HETRUN_PYNQ_SUM_DISTANCE 16    // results that are worked on before a sum is met again: TILE_ROWS x two pairs of tokens
 
 // Registers of the AXI-Lite slave, bytes. CTRL is that of Vitis HLS: bit 0 start, 1 done, 2 idle, 3 ready.
 #define HETRUN_PYNQ_REG_CTRL 0x00
@@ -44,6 +47,15 @@
 #define HETRUN_PYNQ_STATUS_BAD_FORMAT 1
 #define HETRUN_PYNQ_STATUS_BAD_SHAPE 2
 #define HETRUN_PYNQ_STATUS_BAD_ADDRESS 3
+#define HETRUN_PYNQ_STATUS_BAD_MODE 4
+
+// What becomes of a descriptor's results. ACTIVATE and CODES: silu(gate) * up, where these are `up` and the descriptor just before,
+// of the same rows and tokens, left the gates. Codes are quantised as hetrun_pynq_quantize does, by blocks of 32 or 256 rows.
+#define HETRUN_PYNQ_MODE_WRITE 0     // floats, to memory
+#define HETRUN_PYNQ_MODE_GATE 1      // they stay in block RAM
+#define HETRUN_PYNQ_MODE_ACTIVATE 2  // floats
+#define HETRUN_PYNQ_MODE_CODES_32 3  // int8 codes to `out`, float scales to `out_scales`
+#define HETRUN_PYNQ_MODE_CODES_256 4
 
 // Formats, numbered as in formats.h.
 #define HETRUN_PYNQ_FORMAT_Q2_K 0
@@ -71,10 +83,13 @@ struct Descriptor {
     uint32_t code_stride;   // bytes from token to token, a multiple of 8
     uint32_t scales;        // float [n_tokens, columns / 256 or / 32], a multiple of 8
     uint32_t scale_stride;  // bytes from token to token, a multiple of 8
-    uint32_t out;           // float [n_tokens, out_rows], a multiple of 4
+    uint32_t out;           // float (or int8 code) [n_tokens, out_rows], a multiple of 4
     uint32_t out_stride;    // bytes from token to token, a multiple of 4
-    uint32_t out_rows;      // rows to write, at most n_rows: the last tile may be padded
-    uint32_t reserved[4];
+    uint32_t out_rows;      // rows to write, at most n_rows: the last tile may be padded; of codes all
+    uint32_t mode;          // HETRUN_PYNQ_MODE_*
+    uint32_t gate_row;      // of GATE, ACTIVATE and CODES: where in the block RAM their rows begin; at most MAX_ROWS - n_rows
+    uint32_t out_scales;    // of CODES: float [n_tokens, n_rows / block], a multiple of 4
+    uint32_t out_scale_stride;  // bytes from token to token, a multiple of 4
 };
 static_assert(sizeof(Descriptor) == 64, "descriptors are fetched as eight words");
 

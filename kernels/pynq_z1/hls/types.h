@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #if defined(__SYNTHESIS__) && !defined(HETRUN_PYNQ_AP)
@@ -30,15 +29,20 @@ template <int W>
 using UInt = std::conditional_t<(W <= 8), uint8_t, std::conditional_t<(W <= 16), uint16_t, uint32_t>>;
 #endif
 
-inline uint32_t float_bits(float x) {
+// A union, since Vitis HLS makes wires of it; GCC and Clang define what it means.
+union FloatBits {
+    float value;
     uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bits;
+};
+inline uint32_t float_bits(float x) {
+    FloatBits both;
+    both.value = x;
+    return both.bits;
 }
 inline float bits_float(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
+    FloatBits both;
+    both.bits = bits;
+    return both.value;
 }
 
 // The fabric's float operators take and give zero for subnormal numbers (PG060).
@@ -52,15 +56,23 @@ inline float flushed(float x) {
 }
 inline float times(float a, float b) { return flushed(a * b); }
 inline float plus(float a, float b) { return flushed(a + b); }
+inline float over(float a, float b) { return flushed(a / b); }
 
 // Every binary16 is exact as a normal float.
 inline float half_to_float(uint16_t h) {
     const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
-    if (exponent == 0) {
-        const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-        return sign ? -magnitude : magnitude;
+    if (exponent != 0) return bits_float(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+    if (fraction == 0) return bits_float(sign);
+    // A subnormal half: its highest bit becomes the one before the point.
+    uint32_t shifted = fraction, own = 113;
+    for (int i = 0; i < 10; ++i) {
+#pragma HLS UNROLL
+        if ((shifted & 1024) == 0) {
+            shifted <<= 1;
+            --own;
+        }
     }
-    return bits_float(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+    return bits_float(sign | own << 23 | (shifted & 1023) << 13);
 }
 
 inline uint32_t nibble(uint64_t word, int i) { return static_cast<uint32_t>(word >> 4 * i & 15); }

@@ -10,8 +10,12 @@ namespace hetrun::pynq::model {
 // What of a descriptor decides its time.
 struct Job {
     Format format;
-    uint32_t n_rows, n_chunks, n_tokens;
+    uint32_t n_rows, n_chunks, n_tokens, mode;
     uint32_t weights, codes, scales, out;  // addresses
+
+    uint32_t token_pairs() const { return (n_tokens + 1) / 2; }
+    bool activates() const { return mode > HETRUN_PYNQ_MODE_GATE; }
+    bool is_coded() const { return mode > HETRUN_PYNQ_MODE_ACTIVATE; }
 
     uint32_t n_pairs() const { return n_rows / kTileRows * n_chunks * (static_cast<uint32_t>(tile_words(format)) / 2); }
 };
@@ -179,7 +183,7 @@ private:
     Fifo& packets_;
 };
 
-// finish: a row and token a cycle; results in the last chunk.
+// finish: a row and two tokens an iteration, with idle ones beside a single pair; results in the last chunk.
 class Finish : public Process {
 public:
     SC_HAS_PROCESS(Finish);
@@ -188,19 +192,21 @@ public:
         SC_THREAD(run);
     }
 
-    Fifo results{16};
+    Fifo sums{16};  // pairs of tokens
 
 private:
     void run() {
         for (;;) {
             const Job& job = *jobs.read();
+            const uint32_t n_slots = std::max<uint32_t>(job.token_pairs(), HETRUN_PYNQ_SUM_DISTANCE / HETRUN_PYNQ_TILE_ROWS);
             for (uint32_t row = 0; row < job.n_rows * job.n_chunks; ++row) {
                 const bool last = row / kTileRows % job.n_chunks == job.n_chunks - 1;
                 heads_.read();
-                for (uint32_t token = 0; token < job.n_tokens; ++token) {
-                    if (token % 2 == 0) partials_.read();
-                    cycles(1);
-                    if (last) results.write(Token());
+                for (uint32_t slot = 0; slot < n_slots; ++slot) {
+                    const bool is_there = slot < job.token_pairs();
+                    if (is_there) partials_.read();
+                    cycles(engine_.slot_cycles);
+                    if (is_there && last) sums.write(Token());
                 }
             }
         }
@@ -209,7 +215,45 @@ private:
     Fifo &heads_, &partials_;
 };
 
-// write: collects some rows, then sends those of a token, a word a cycle, and waits until they are in the memory.
+// activate: a row and two tokens a cycle, or where gates meet them in two, which leave a pipeline later.
+class Activate : public Process {
+public:
+    SC_HAS_PROCESS(Activate);
+    Activate(sc_core::sc_module_name name, const BoardTiming& board, const EngineTiming& engine, Fifo& sums)
+        : Process(name, board, engine), sums_(sums) {
+        SC_THREAD(run);
+        SC_THREAD(leave);
+    }
+
+    Fifo outputs{HETRUN_PYNQ_OUTPUT_PAIRS};
+    sc_core::sc_fifo<Token> stayed{1};  // all gates of a job are there
+
+private:
+    void run() {
+        for (;;) {
+            const Job& job = *jobs.read();
+            for (uint32_t i = 0; i < job.n_rows * job.token_pairs(); ++i) {
+                sums_.read();
+                cycles(job.activates() ? 2 : 1);
+                if (job.activates()) in_pipeline_.write(sc_core::sc_time_stamp() + static_cast<double>(engine_.activate_cycles) * clock_);
+                else if (job.mode == HETRUN_PYNQ_MODE_WRITE) outputs.write(Token());
+            }
+            if (job.mode == HETRUN_PYNQ_MODE_GATE) stayed.write(Token());
+        }
+    }
+    void leave() {
+        for (;;) {
+            until(in_pipeline_.read());
+            outputs.write(Token());
+        }
+    }
+
+    Fifo& sums_;
+    sc_core::sc_fifo<sc_time> in_pipeline_{64};  // of two cycles each: no more than activate_cycles / 2 are on the way
+};
+
+// write: collects some rows, then sends those of a token, a word a cycle, or of codes in two after the divisions, and waits until they
+// are in the memory; scales at the end.
 class Write : public Process {
 public:
     SC_HAS_PROCESS(Write);
@@ -224,29 +268,42 @@ private:
     void run() {
         for (;;) {
             const Job& job = *jobs.read();
-            for (uint32_t row = 0; row < job.n_rows; row += HETRUN_PYNQ_WRITE_ROWS) {
-                const uint32_t n_rows = std::min<uint32_t>(HETRUN_PYNQ_WRITE_ROWS, job.n_rows - row);
-                for (uint32_t i = 0; i < n_rows * job.n_tokens; ++i) {
+            const uint32_t block = job.mode == HETRUN_PYNQ_MODE_CODES_256 ? 256 : HETRUN_PYNQ_WRITE_ROWS;
+            for (uint32_t row = 0; row < job.n_rows; row += block) {
+                const uint32_t n_rows = std::min<uint32_t>(block, job.n_rows - row);
+                for (uint32_t i = 0; i < n_rows * job.token_pairs(); ++i) {
                     results_.read();
                     cycles(1);
                 }
+                if (job.is_coded()) cycles(engine_.divide_cycles + job.n_tokens);
                 for (uint32_t token = 0; token < job.n_tokens; ++token) {
-                    uint32_t unanswered = 0;
-                    for (uint32_t i = 0; i < n_rows; i += engine_.burst_words, ++unanswered) {
-                        const uint32_t n = std::min(engine_.burst_words, n_rows - i);
-                        cycles(n);
-                        memory_.post({job.out + (token * job.n_rows + row + i) * 4, n * 4, true, &replies_}, way_);
+                    if (job.is_coded()) {
+                        send(job.out + token * job.n_rows + row, n_rows / 4, 2);
+                    } else {
+                        send(job.out + (token * job.n_rows + row) * 4, n_rows, 1);
                     }
-                    for (; unanswered; --unanswered) until(replies_.read() + way_);
                 }
             }
+            for (uint32_t token = 0; token < job.n_tokens && job.is_coded(); ++token)
+                send(job.out + (token + 1) * job.n_rows * 4, (job.n_rows + block - 1) / block, 1);
             done.write(Token());
         }
     }
 
+    // Words in a row, bursts one after the other, and their answers.
+    void send(uint32_t address, uint32_t n_words, uint32_t word_cycles) {
+        uint32_t unanswered = 0;
+        for (uint32_t i = 0; i < n_words; i += engine_.burst_words, ++unanswered) {
+            const uint32_t n = std::min(engine_.burst_words, n_words - i);
+            cycles(n * word_cycles);
+            memory_.post({address + i * 4, n * 4, true, &replies_}, way_);
+        }
+        for (; unanswered; --unanswered) until(replies_.read() + way_);
+    }
+
     Memory& memory_;
     Fifo& results_;
-    sc_core::sc_fifo<sc_time> replies_{HETRUN_PYNQ_WRITE_ROWS};
+    sc_core::sc_fifo<sc_time> replies_{256};
 };
 
 // The engine's outer loop: fetch, load, run, for each descriptor of a ring.
@@ -256,7 +313,8 @@ public:
     Engine(sc_core::sc_module_name name, const BoardTiming& board, const EngineTiming& engine, Memory& memory, std::vector<Job> ring)
         : Process(name, board, engine), memory_(memory), ring_(std::move(ring)), ports_(make_ports()),
           unpack_("unpack", board, engine, {ports_.begin(), ports_.end()}), multiply_("multiply", board, engine, unpack_.packets),
-          finish_("finish", board, engine, unpack_.heads, multiply_.partials), write_("write", board, engine, memory, finish_.results) {
+          finish_("finish", board, engine, unpack_.heads, multiply_.partials), activate_("activate", board, engine, finish_.sums),
+          write_("write", board, engine, memory, activate_.outputs) {
         SC_THREAD(run);
     }
     ~Engine() override {
@@ -308,9 +366,14 @@ private:
             }
             for (ReadPort* port : ports_) port->jobs.write(&job);
             for (Process* process : {static_cast<Process*>(&unpack_), static_cast<Process*>(&multiply_), static_cast<Process*>(&finish_),
-                                     static_cast<Process*>(&write_)})
+                                     static_cast<Process*>(&activate_)})
                 process->jobs.write(&job);
-            write_.done.read();
+            if (job.mode == HETRUN_PYNQ_MODE_GATE) {
+                activate_.stayed.read();
+            } else {
+                write_.jobs.write(&job);
+                write_.done.read();
+            }
             cycles(engine_.pipeline_cycles);
         }
         end_ = sc_core::sc_time_stamp();
@@ -323,6 +386,7 @@ private:
     Unpack unpack_;
     Multiply multiply_;
     Finish finish_;
+    Activate activate_;
     Write write_;
     sc_core::sc_fifo<sc_time> replies_{kInputsOutstanding};
     sc_time end_;

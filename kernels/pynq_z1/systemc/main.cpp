@@ -1,6 +1,6 @@
 // Cycles of a ring of descriptors, by this model and by the cycle model that ships (timing/timing.cpp).
 //
-//   pynq_z1_systemc [NAME=VALUE ...] FORMAT:ROWS:CHUNKS:TOKENS ...
+//   pynq_z1_systemc [NAME=VALUE ...] FORMAT:ROWS:CHUNKS:TOKENS[:MODE] ...
 //
 // NAME is a constant of timing.h, set in both models, or in one: systemc.NAME, plain.NAME.
 #include <cstdio>
@@ -37,6 +37,9 @@ struct Constants {
             {"outstanding", &engine.outstanding},
             {"fetch_cycles", &engine.fetch_cycles},
             {"pipeline_cycles", &engine.pipeline_cycles},
+            {"slot_cycles", &engine.slot_cycles},
+            {"activate_cycles", &engine.activate_cycles},
+            {"divide_cycles", &engine.divide_cycles},
         };
         if (wide.count(name)) *wide.at(name) = value;
         if (narrow.count(name)) *narrow.at(name) = static_cast<uint32_t>(value);
@@ -58,10 +61,10 @@ int sc_main(int argc, char** argv) {
     Timing sum{};
     uint32_t weights = 1u << 24;
     for (int i = 1; i < argc; ++i) {
-        unsigned format, rows, chunks, tokens;
-        if (std::sscanf(argv[i], "%u:%u:%u:%u", &format, &rows, &chunks, &tokens) == 4 && format < HETRUN_PYNQ_FORMATS) {
-            ring.push_back({kFormats[format], rows, chunks, tokens, weights, 1u << 27, (1u << 27) + (1u << 17), 3u << 26});
-            const Timing t = simulate(plain.board, plain.engine, work_of(format, rows, chunks, tokens, weights));
+        unsigned format, rows, chunks, tokens, mode = HETRUN_PYNQ_MODE_WRITE;
+        if (std::sscanf(argv[i], "%u:%u:%u:%u:%u", &format, &rows, &chunks, &tokens, &mode) >= 4 && format < HETRUN_PYNQ_FORMATS) {
+            ring.push_back({kFormats[format], rows, chunks, tokens, mode, weights, 1u << 27, (1u << 27) + (1u << 17), 3u << 26});
+            const Timing t = simulate(plain.board, plain.engine, work_of(format, rows, chunks, tokens, weights, mode));
             sum.cycles += t.cycles;
             sum.busy_cycles += t.busy_cycles;
             sum.memory_stalls += t.memory_stalls;
@@ -76,7 +79,7 @@ int sc_main(int argc, char** argv) {
                            : name.rfind("plain.", 0) == 0 ? plain.set(name.substr(6), value)
                                                           : systemc.set(name, value) && plain.set(name, value);
         if (!known || !ring.empty()) {
-            std::fprintf(stderr, "%s: neither a constant of timing.h before all shapes nor FORMAT:ROWS:CHUNKS:TOKENS\n", argv[i]);
+            std::fprintf(stderr, "%s: neither a constant of timing.h before all shapes nor FORMAT:ROWS:CHUNKS:TOKENS[:MODE]\n", argv[i]);
             return 2;
         }
     }

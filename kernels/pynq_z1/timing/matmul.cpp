@@ -10,8 +10,6 @@ using namespace hetrun::pynq;
 
 namespace {
 
-constexpr int64_t kFloatAddCycles = 8;  // analytic: PG060's adder in DSP slices, pipelined for a -1 part; an assumption
-
 void add(const Timing& t, hetrun_pynq_timing& to) {
     to.cycles += static_cast<uint64_t>(t.cycles);
     to.busy_cycles += static_cast<uint64_t>(t.busy_cycles);
@@ -49,12 +47,14 @@ EngineTiming engine_of(const hetrun_pynq_design& design) {
     engine.fifo_words = design.fifo_words;
     engine.outstanding = design.outstanding;
     engine.burst_words = design.burst_words;
+    engine.slot_cycles = slot_cycles_of(design.rows);
     return engine;
 }
 
 }  // namespace
 
-Work hetrun::pynq::work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, uint32_t n_tokens, uint32_t address) {
+Work hetrun::pynq::work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, uint32_t n_tokens, uint32_t address,
+                            uint32_t mode) {
     const Format& f = kFormats[format];
     const uint32_t n_tiles = n_rows / kTileRows * n_chunks;
     const uint32_t columns = n_chunks * static_cast<uint32_t>(chunk_columns(f)), scales = n_chunks * (f.super ? 1 : 2);
@@ -68,7 +68,9 @@ Work hetrun::pynq::work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, 
             n_rows,
             n_chunks,
             columns / 8,
-            (scales + 1) / 2};
+            (scales + 1) / 2,
+            static_cast<uint32_t>(kTileRows),
+            mode};
 }
 
 void hetrun_pynq_header_design(hetrun_pynq_design* design) {
@@ -80,40 +82,33 @@ void hetrun_pynq_header_design(hetrun_pynq_design* design) {
 void hetrun_pynq_matmul_timing(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, hetrun_pynq_timing* timing) {
     hetrun_pynq_design design;
     hetrun_pynq_header_design(&design);
-    hetrun_pynq_design_timing(&design, format, n_rows, n_columns, n_tokens, timing);
+    hetrun_pynq_design_timing(&design, format, n_rows, n_columns, n_tokens, HETRUN_PYNQ_MODE_WRITE, timing);
 }
 
 void hetrun_pynq_design_timing(const hetrun_pynq_design* design, uint32_t format, uint32_t n_rows, uint32_t n_columns,
-                               uint32_t n_tokens, hetrun_pynq_timing* timing) {
+                               uint32_t n_tokens, uint32_t mode, hetrun_pynq_timing* timing) {
     *timing = {};
-    if (format >= HETRUN_PYNQ_FORMATS) return;
+    if (format >= HETRUN_PYNQ_FORMATS || mode > HETRUN_PYNQ_MODE_CODES_256) return;
     const BoardTiming board = board_of(*design);
     const EngineTiming engine = engine_of(*design);
     const Format& f = kFormats[format];
     const uint32_t columns = static_cast<uint32_t>(chunk_columns(f)), n_chunks = (n_columns + columns - 1) / columns;
-    // A row's sum is read again after a tile: the tile cannot be faster than the additions that lie between.
-    const int64_t tile_cycles = kFloatAddCycles * (f.minimum ? 2 : 1);
     uint32_t address = 1u << 24;
     for (uint32_t first = 0; first < n_rows; first += HETRUN_PYNQ_MAX_ROWS) {
         const uint32_t rows = n_rows - first < HETRUN_PYNQ_MAX_ROWS ? n_rows - first : HETRUN_PYNQ_MAX_ROWS;
         // Whole tiles of either height.
         const uint32_t height = std::max(design->rows, static_cast<uint32_t>(kTileRows));
-        const uint32_t padded = (rows + height - 1) / height * height, n_tiles = padded / design->rows * n_chunks;
+        const uint32_t padded = (rows + height - 1) / height * height;
         uint32_t n_words = 0;
         for (uint32_t t = 0; t < n_tokens; t += design->tokens) {
             const uint32_t tokens = n_tokens - t < design->tokens ? n_tokens - t : design->tokens;
-            Work work = work_of(format, padded, n_chunks, tokens, address);
+            Work work = work_of(format, padded, n_chunks, tokens, address, mode);
             // Headers and codes of a tile grow with its rows.
             work.header_words = work.header_words * design->rows / kTileRows;
             work.tile_words = work.tile_words * design->rows / kTileRows;
+            work.tile_rows = design->rows;
             n_words = work.n_words;
-            Timing found = simulate(board, engine, work);
-            const int64_t waits = n_tiles * tile_cycles - found.cycles;
-            if (waits > 0) {
-                found.cycles += waits;
-                found.lane_stalls += waits;
-            }
-            add(found, *timing);
+            add(simulate(board, engine, work), *timing);
         }
         address += n_words * 8;
     }

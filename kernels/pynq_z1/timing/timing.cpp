@@ -25,6 +25,14 @@ BoardTiming board_timing() {
     };
 }
 
+// analytic: Vitis HLS gives float adders 4 cycles at 100 MHz and 9 at 200 MHz on such parts (the names of its cores in published
+// designs); 7 at 125 MHz is cautious. A sum is read, added to twice, written, and read again by the row of the next tile.
+uint32_t slot_cycles_of(uint32_t tile_rows) {
+    constexpr uint32_t kAddCycles = 7, kLeastPairs = HETRUN_PYNQ_SUM_DISTANCE / HETRUN_PYNQ_TILE_ROWS;
+    const uint32_t slots = tile_rows * kLeastPairs;
+    return (2 * kAddCycles + 2 + slots - 1) / slots;
+}
+
 EngineTiming engine_timing() {
     return {
         HETRUN_PYNQ_LANES,
@@ -34,6 +42,9 @@ EngineTiming engine_timing() {
         HETRUN_PYNQ_BURST_WORDS,
         60,  // analytic: the checks of a descriptor, and the start of the processes
         60,  // analytic: depth of unpack, multiply and finish
+        slot_cycles_of(HETRUN_PYNQ_TILE_ROWS),
+        60,  // analytic: three products, a sum, a quotient and the exponential between them
+        30,  // analytic: PG060's divider, pipelined for a -1 part; an assumption
     };
 }
 

@@ -29,10 +29,14 @@ struct EngineTiming {
     uint32_t lanes, ports, fifo_words, outstanding, burst_words;
     uint32_t fetch_cycles;     // of a descriptor, once it is read
     uint32_t pipeline_cycles;  // that a value takes through the stages, beside waiting
+    uint32_t slot_cycles;      // of the float tail for a row and two tokens
+    uint32_t activate_cycles;  // that a value takes through silu(gate) * up
+    uint32_t divide_cycles;    // of the division before a block's codes
 };
 
 BoardTiming board_timing();
 EngineTiming engine_timing();
+uint32_t slot_cycles_of(uint32_t tile_rows);  // EngineTiming::slot_cycles of an engine with so many rows in flight
 
 struct Work {
     uint32_t n_words;        // of weights, 64 bits each
@@ -44,10 +48,12 @@ struct Work {
     uint32_t row_packets;    // of a row in a tile
     uint32_t n_rows, n_chunks;
     uint32_t code_words, scale_words;  // of activations, a token, read before
+    uint32_t tile_rows;
+    uint32_t mode;           // HETRUN_PYNQ_MODE_*
 };
 
 // Of a descriptor. n_rows: a multiple of 8.
-Work work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, uint32_t n_tokens, uint32_t address);
+Work work_of(uint32_t format, uint32_t n_rows, uint32_t n_chunks, uint32_t n_tokens, uint32_t address, uint32_t mode);
 
 struct Timing {
     int64_t cycles;        // of the whole descriptor

@@ -9,7 +9,7 @@ from typing import Any
 from hetrun.errors import AllocationError, DeviceError, HetrunError
 from hetrun.resources import load_library
 
-ABI = 3
+ABI = 4
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
 ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm")
 
@@ -75,7 +75,6 @@ def library() -> ctypes.CDLL:
 
     HETRUN_CPU_LIBRARY in the environment names another build of it.
     """
-    lib = load_library(LIBRARY, "HETRUN_CPU_LIBRARY", "hetrun_cpu_abi", ABI)
     u32, u64, i32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32
     pointer, out = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
     prototypes: dict[str, tuple[Any, list[Any]]] = {
@@ -92,10 +91,7 @@ def library() -> ctypes.CDLL:
         "hetrun_cpu_run": (i32, [pointer, ctypes.POINTER(Batch), ctypes.POINTER(Report)]),
         "hetrun_cpu_quantize": (i32, [pointer, pointer, u64, pointer, pointer]),
     }
-    for name, (result, arguments) in prototypes.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return lib
+    return load_library(LIBRARY, "HETRUN_CPU_LIBRARY", "hetrun_cpu_abi", ABI, prototypes)
 
 
 def isa_names() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from hetrun.ops import Attention, KvSpec, Op
 from hetrun.tensor import Weight
 from hetrun_cpu.arena import lifetimes, place, with_barriers
 from hetrun_cpu.lower import Lowered, lower, weights_of
-from hetrun_cpu.steps import DEQUANTISED_TYPES, PANEL_TOKENS, Kind, Step, as_stored
+from hetrun_cpu.steps import PANEL_TOKENS, Kind, Step, as_stored
 
 SPACE = "host"
 
@@ -102,7 +102,7 @@ def compile_segment(segment: Segment) -> CpuProgram:
 
 def as_run(op: Op) -> Op:
     """The op with its weights in the types that memory holds them in."""
-    if not any(w.type.name in DEQUANTISED_TYPES for w in op.weights):
+    if all(as_stored(w) is w for w in op.weights):
         return op
     values = {f.name: getattr(op, f.name) for f in fields(op)}
     return replace(op, **{name: as_stored(v) for name, v in values.items() if isinstance(v, Weight)})

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from hetrun.tensor import TENSOR_TYPES, Weight
+from hetrun.tensor import ALL_TYPES, Weight
 
 
 class Kind(IntEnum):
@@ -24,6 +24,9 @@ class Kind(IntEnum):
     SCALE = 11
     SOFT_CAP = 12
     SELECT = 13
+    ROUTE = 14
+    EXPERTS_UP = 15
+    EXPERTS_DOWN = 16
 
 
 class Flag(IntFlag):
@@ -33,6 +36,7 @@ class Flag(IntFlag):
     PREPARE_INT8 = 4
     PREPARE_FLOAT = 8
     ROPE_HALF = 16
+    ROUTE_NORMALISE = 32
 
 
 FUNCTIONS = {"silu": 0, "gelu": 1}
@@ -43,6 +47,7 @@ QUANTISED_TYPES = frozenset(
     (
         *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
         *("IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"),
+        *("W2S24", "W2"),
     )
 )
 DEQUANTISED_TYPES = frozenset(
@@ -51,11 +56,17 @@ DEQUANTISED_TYPES = frozenset(
 """Types that no kernel reads: the gguf package dequantises them when a segment is loaded."""
 
 
+EXPANDED_TYPES = frozenset({"W2S24"})
+"""Types whose packed form is that of the same weights without pruning (kernels/cpu/pack.h)."""
+
+
 def as_stored(weight: Weight) -> Weight:
     """The weight in the type that memory holds it in: F16 for types that are dequantised (dequantised.py says why)."""
-    if weight.type.name not in DEQUANTISED_TYPES:
-        return weight
-    return Weight(weight.name, TENSOR_TYPES["F16"], weight.shape)
+    if weight.type.name in DEQUANTISED_TYPES:
+        return Weight(weight.name, ALL_TYPES["F16"], weight.shape)
+    if weight.type.name in EXPANDED_TYPES:
+        return Weight(weight.name, ALL_TYPES["W2"], weight.shape)
+    return weight
 
 
 PANEL_TOKENS = 8
@@ -82,7 +93,7 @@ def _round_up(n: int, step: int) -> int:
 class Step:
     """One native step; values, weights, states and rope tables by name, None where it has none.
 
-    inputs, weights and biases are the pairs of the same names in `struct hetrun_step`.
+    inputs, weights and biases are the pairs of the same names in `struct hetrun_step`.   n_used: experts of a row.
     ops: names of the ops that it does or helps to do; none for what serves all of a segment (rope tables).
     """
 
@@ -95,6 +106,7 @@ class Step:
     rope: int | None = None
     flags: Flag = Flag.NONE
     head_dim: int = 0
+    n_used: int = 0
     function: int = 0
     f0: float = 0.0
     f1: float = 0.0
@@ -129,5 +141,5 @@ def pack(step: Step, values: dict[str, int], weights: dict[str, int], states: di
         step.function,
         step.f0,
         step.f1,
-        0,
+        step.n_used,
     )

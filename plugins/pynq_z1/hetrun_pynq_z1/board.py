@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from bisect import insort
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,10 +17,14 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Block:
-    """Memory for the engine.   address: physical.   view: the same bytes as the host addresses them."""
+    """Memory for the engine.   address: physical.   view: the same bytes as the host addresses them.
+
+    uncached: the host writes it past its caches, in aligned words only.
+    """
 
     address: int
     view: memoryview
+    uncached: bool = False
 
 
 class Board(Protocol):
@@ -28,8 +33,15 @@ class Board(Protocol):
     @property
     def seam(self) -> native.Seam: ...
 
+    @property
+    def engine(self) -> threading.Lock:
+        """Held while a launch lasts: devices may share a board."""
+
     def allocate(self, nbytes: int) -> Block:
         """Zeroed. AllocationError where there is no room."""
+
+    def allocate_weights(self, nbytes: int) -> Block:
+        """For what the host writes once and reads never; not zeroed. AllocationError where there is no room."""
 
     def free(self, block: Block) -> None: ...
 
@@ -81,8 +93,10 @@ class CsimBoard:
 
     FIRST_ADDRESS = 1 << 16  # nothing stands at address 0
 
-    def __init__(self, device_id: str, capacity_bytes: int) -> None:
+    def __init__(self, device_id: str, capacity_bytes: int, threads: int = 1) -> None:
+        """threads: of this machine that run the engine's rows; results are the same for any number."""
         self._subject = device_id
+        self.engine = threading.Lock()
         self._capacity_bytes = capacity_bytes
         size = self.FIRST_ADDRESS + _rounded(capacity_bytes)
         if size > 1 << 32:
@@ -96,12 +110,14 @@ class CsimBoard:
         self._board = lib.hetrun_pynq_csim_create(native.address_of(self._memory), size)
         if not self._board:
             raise AllocationError(f"{device_id}: no memory left")
+        lib.hetrun_pynq_csim_threads(self._board, threads)
         self._seam = native.Seam(
             self._board,
             ctypes.cast(lib.hetrun_pynq_csim_read, native.READ),
             ctypes.cast(lib.hetrun_pynq_csim_write, native.WRITE),
             ctypes.cast(lib.hetrun_pynq_csim_cache, native.CACHE),
             ctypes.cast(lib.hetrun_pynq_csim_cache, native.CACHE),
+            -1,
         )
 
     @property
@@ -117,8 +133,11 @@ class CsimBoard:
                 remedy="place less on it, use a shorter context, or a file of fewer bits",
             )
         view = self._memory[address : address + nbytes]
-        _clear(view)
+        native.clear(view)
         return Block(address, view)
+
+    def allocate_weights(self, nbytes: int) -> Block:
+        return self.allocate(nbytes)
 
     def free(self, block: Block) -> None:
         self._pieces.give_back(block.address, max(1, block.view.nbytes))
@@ -140,11 +159,6 @@ class CsimBoard:
     def __del__(self) -> None:
         if getattr(self, "_board", None):
             self.close()
-
-
-def _clear(view: memoryview) -> None:
-    if view.nbytes:
-        ctypes.memset(native.address_of(view), 0, view.nbytes)
 
 
 def _rounded(nbytes: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from bisect import bisect_right, insort
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,8 @@ PAGE_BYTES = 4096
 MEMINFO = Path("/proc/meminfo")
 
 
-def cma_bytes(field: str) -> int | None:
-    """CmaTotal or CmaFree of the running kernel, or None where it has none."""
+def meminfo_bytes(field: str) -> int | None:
+    """MemTotal, CmaTotal or CmaFree of the running kernel, or None where it does not say."""
     try:
         lines = MEMINFO.read_text().splitlines()
     except OSError:
@@ -56,10 +55,20 @@ class Chunk:
 
 
 class Cma:
-    """allocate: of pynq, on the board: (nbytes) -> a buffer of bytes.   capacity_bytes: most that may be taken."""
+    """allocate: of pynq, on the board: (nbytes) -> a buffer of bytes.   capacity_bytes: most that may be taken.
 
-    def __init__(self, subject: str, allocate: Callable[[int], Any], capacity_bytes: int) -> None:
+    refuse: raises AllocationError where (address, nbytes) is memory that this must not be.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        allocate: Callable[[int], Any],
+        capacity_bytes: int,
+        refuse: Callable[[int, int], None] | None = None,
+    ) -> None:
         self._subject, self._allocate, self._capacity_bytes = subject, allocate, capacity_bytes
+        self._refuse = refuse
         self.chunks: list[Chunk] = []  # in the order of their addresses
 
     @property
@@ -79,8 +88,7 @@ class Cma:
             assert address is not None
         offset = address - chunk.begin
         view = chunk.view[offset : offset + nbytes]
-        if nbytes:
-            ctypes.memset(native.address_of(view), 0, nbytes)
+        native.clear(view)
         return Block(address, view)
 
     def give_back(self, block: Block) -> None:
@@ -132,18 +140,25 @@ class Cma:
                 f"{self._subject}: pynq gave memory at {address:#x}, {fault}",
                 remedy="use the board's own image and its default memory",
             )
+        if self._refuse is not None:
+            try:
+                self._refuse(address, nbytes)
+            except AllocationError:
+                buffer.freebuffer()
+                raise
         chunk = Chunk(buffer, nbytes)
         insort(self.chunks, chunk, key=_begin)
         return chunk
 
     def _exhausted(self, nbytes: int, problem: Exception | None) -> AllocationError:
-        total, free = cma_bytes("CmaTotal"), cma_bytes("CmaFree")
+        total, free = meminfo_bytes("CmaTotal"), meminfo_bytes("CmaFree")
         kernel = f"; the kernel's CMA has {total} bytes, {free} of them free" if total is not None else ""
         cause = f" ({problem})" if problem else ""
         return AllocationError(
             f"{self._subject}: no contiguous memory (CMA) for {nbytes} bytes: {self.taken_bytes} of "
             f"{self._capacity_bytes} in use{kernel}{cause}",
-            remedy="place less on it, or raise CMA: boot with cma=400M and set cma_bytes; docs/pynq-z1.md says how",
+            remedy="place less on it, raise CMA (boot with cma=400M), or set staging_bytes to stream weights; "
+            "docs/pynq-z1.md says how",
         )
 
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
-from hetrun.ops import KvSpec, Value
+from hetrun.ops import GatedActivation, KvSpec, MatMul, Value
 from hetrun.tensor import Weight
 from hetrun_pynq_z1 import native
-from hetrun_pynq_z1.board import Block, Board
+from hetrun_pynq_z1.board import Block, Board, FreeList
 from hetrun_pynq_z1.definition import definition
-from hetrun_pynq_z1.program import PynqProgram, stream_bytes
-from hetrun_pynq_z1.timing import BASIS, matmul_seconds
+from hetrun_pynq_z1.program import PynqProgram
+from hetrun_pynq_z1.timing import BASIS, launches_seconds
+from hetrun_pynq_z1.weights import LoadedWeight, Memory, PackedWeight, StreamedWeight
 
 MEASURED = "measured:pynq-z1, the whole launch"
 
-
-class Memory:
-    """A piece of the board's memory; it goes back when this object dies."""
-
-    def __init__(self, board: Board, nbytes: int) -> None:
-        self.block: Block = board.allocate(nbytes)
-        self._finalizer = weakref.finalize(self, board.free, self.block)
-
-    def free(self) -> None:
-        self._finalizer()
+# Names of streamed weights: the upper half of the engine's addresses, where the board has no memory.
+NAMES = (1 << 31, (1 << 32) - 64)
 
 
 class PynqBuffer:
@@ -38,7 +31,7 @@ class PynqBuffer:
         self._subject = f"{device_id}: a buffer of {nbytes} bytes"
         if nbytes < 0:
             raise AllocationError(f"{self._subject} cannot be")
-        self._memory: Memory | None = Memory(board, nbytes)
+        self._memory: Memory | None = Memory(board, board.allocate(nbytes))
         self.nbytes = nbytes
 
     @property
@@ -70,65 +63,74 @@ class PynqBuffer:
         return view[offset : offset + nbytes]
 
 
-class PackedWeight:
-    """A weight as the engine reads it."""
-
-    def __init__(self, board: Board, weight: Weight, blocks: memoryview) -> None:
-        self._memory = Memory(board, stream_bytes(weight))
-        block = self._memory.block
-        rows, columns = weight.shape
-        native.library().hetrun_pynq_pack(
-            definition().formats[weight.type.name],
-            rows,
-            columns,
-            native.address_of(blocks),
-            native.address_of(block.view),
-        )
-        board.flush(block)
-        self.address = block.address
-
-
 class PynqExecutable:
     """The launches of a segment, with addresses of weights and values."""
 
     def __init__(
         self, device: PynqDevice, program: PynqProgram, weights: Mapping[str, memoryview], bindings: Bindings
     ) -> None:
-        segment = program.segment
+        segment, launches = program.segment, program.launches
         self._device: PynqDevice | None = device
         self._segment = segment
-        ops = [op for wave in program.waves for op in wave]
-        self._ops = ops
-        self._weights = [device.packed(op.weight, self._blocks(op.weight, weights)) for op in ops]
-        own = {op.name: op.output for op in ops if op.name not in bindings.values}
-        self._scratch = {name: device.alloc(segment.value_bytes(value)) for name, value in own.items()}
-        self._buffers = {
-            value.name: self._buffer(value, bindings) for value in (*program.inputs, *(op.output for op in ops))
-        }
-        wave_of = {op.name: i for i, wave in enumerate(program.waves) for op in wave}
-        numbers = {value.name: i for i, value in enumerate(program.inputs)}
-        formats = definition().formats
-        self._matmuls = (native.Matmul * max(1, len(ops)))(
-            *(
-                native.Matmul(
-                    formats[op.weight.type.name],
-                    *op.weight.shape,
-                    numbers[op.x.name],
-                    packed.address,
-                    self._buffers[op.name].block.address,
-                    op.output.rows == "outputs",
-                    wave_of[op.name],
-                )
-                for op, packed in zip(ops, self._weights, strict=True)
-            )
+        self._launches = launches
+        ops = launches.matmuls
+        self._weights = [device.loaded(op.weight, self._blocks(op.weight, weights)) for op in ops]
+        # Inputs of the segment are bound, so what is not is made here.
+        own = [value for value in launches.stored if value.name not in bindings.values]
+        self._scratch = {value.name: device.alloc(segment.value_bytes(value)) for value in own}
+        self._buffers = {value.name: self._buffer(value, bindings) for value in launches.stored}
+        self._wave_of = {op.name: i for i, wave in enumerate(launches.waves) for op in wave}
+        self._numbers = {value.name: i for i, value in enumerate(launches.inputs)}
+        self._arrays = native.Arrays(
+            list(self._matmuls()),
+            [self._input(value) for value in launches.inputs],
+            [self._gated(wave, op) for wave, op in launches.hosted],
+            [w.named() for w in dict.fromkeys(self._weights) if isinstance(w, StreamedWeight)],
         )
-        self._inputs = (native.Input * max(1, len(program.inputs)))(*(self._input(v, wave_of) for v in program.inputs))
-        self._counts = len(ops), len(program.inputs)
-        rows = max(segment.max_tokens, segment.max_outputs)
-        device.window(
-            native.library().hetrun_pynq_window_bytes(
-                self._matmuls, self._counts[0], self._inputs, self._counts[1], rows
-            )
+        device.window(self._arrays.window_bytes(max(segment.max_tokens, segment.max_outputs)))
+
+    def _matmuls(self) -> Iterator[native.Matmul]:
+        """Of each op, one for each part of its weight; those of a gate and its up meet row by row."""
+        ops, waiting = self._launches.matmuls, 0
+        for i, op in enumerate(ops):
+            if self._launches.mode(op) == "GATE":
+                waiting += 1
+                continue
+            group = range(i - waiting, i + 1)
+            waiting = 0
+            starts = sorted({first for j in group for first in self._weights[j].starts} | {op.weight.shape[0]})
+            for first, end in pairwise(starts):
+                for j in group:
+                    yield self._matmul(ops[j], self._weights[j], first, end - first)
+
+    def _matmul(self, op: MatMul, weight: LoadedWeight, first_row: int, n_rows: int) -> native.Matmul:
+        mode, written = self._launches.mode(op), self._launches.written(op)
+        out = self._buffers[written.name].block.address if written else 0
+        if mode.startswith("CODES"):
+            out = self._numbers[self._launches.fused[op.name].op.name]
+        return native.Matmul(
+            definition().formats[op.weight.type.name],
+            n_rows,
+            op.weight.shape[1],
+            self._numbers[op.x.name],
+            weight.address(first_row),
+            out,
+            op.weight.shape[0],
+            first_row,
+            op.output.rows == "outputs",
+            self._wave_of[op.name],
+            definition().numbers[f"MODE_{mode}"],
+        )
+
+    def _gated(self, wave: int, op: GatedActivation) -> native.Gated:
+        gate, up, out = (self._buffers[v.name].block for v in (op.gate, op.up, op.output))
+        return native.Gated(
+            *(native.address_of(block.view) for block in (gate, up, out)),
+            self._written_here(op.gate),
+            self._written_here(op.up),
+            op.output.width,
+            op.output.rows == "outputs",
+            wave,
         )
 
     def _blocks(self, weight: Weight, weights: Mapping[str, memoryview]) -> memoryview:
@@ -152,10 +154,15 @@ class PynqExecutable:
             )
         return buffer
 
-    def _input(self, value: Value, wave_of: Mapping[str, int]) -> native.Input:
-        block = self._buffers[value.name].block
-        written_here = block.address if value.name in wave_of else 0
-        return native.Input(native.address_of(block.view), written_here, value.width, value.rows == "outputs")
+    def _input(self, value: Value) -> native.Input:
+        coded = value.name in self._launches.coded
+        data = 0 if coded else native.address_of(self._buffers[value.name].block.view)
+        return native.Input(data, self._written_here(value), value.width, value.rows == "outputs")
+
+    def _written_here(self, value: Value) -> int:
+        """The address of floats that the engine has written in an earlier launch, or 0."""
+        made = {v.name for op in self._launches.matmuls if (v := self._launches.written(op))}
+        return self._buffers[value.name].block.address if value.name in made else 0
 
     def run(self, batch: Batch) -> None:
         """Runs to the end. DeviceError for a batch that the segment cannot hold, and where the engine fails."""
@@ -169,8 +176,7 @@ class PynqExecutable:
             )
         for buffer in self._buffers.values():
             _ = buffer.block  # DeviceError where it is closed
-        seconds = sum(matmul_seconds(op, batch.rows(op.output.rows)) for op in self._ops if batch.rows(op.output.rows))
-        device.launch(segment.name, self._matmuls, self._inputs, self._counts, batch, seconds)
+        device.launch(segment.name, self._arrays, batch, launches_seconds(self._launches, batch))
 
     def close(self) -> None:
         self._device = None
@@ -181,16 +187,21 @@ class PynqExecutable:
 
 
 class PynqDevice:
-    """One engine. Its runs are done when they return."""
+    """One engine. Its runs are done when they return.
 
-    def __init__(self, info: DeviceInfo, board: Board, timeout_s: float) -> None:
+    staging_bytes: of the board's memory, through which weights pass that stay in the host's; 0: weights are resident.
+    """
+
+    def __init__(self, info: DeviceInfo, board: Board, timeout_s: float, staging_bytes: int = 0) -> None:
         self._id = info.id
         self._measured = info.backing == "hardware"
         self._timeout_s = timeout_s
         self._launch_s = info.launch.seconds
         self._board: Board | None = board
         self._events: list[RunEvent] = []
-        self._packed: weakref.WeakValueDictionary[tuple[str, int], PackedWeight] = weakref.WeakValueDictionary()
+        self._weights: weakref.WeakValueDictionary[tuple[str, int], LoadedWeight] = weakref.WeakValueDictionary()
+        self._staging = Memory(board, board.allocate(staging_bytes)) if staging_bytes else None
+        self._names = FreeList(*NAMES)
         self._window: Memory | None = None
         self._parts: weakref.WeakSet[PynqBuffer | PynqExecutable] = weakref.WeakSet()
 
@@ -216,12 +227,15 @@ class PynqDevice:
         self._parts.add(executable)
         return executable
 
-    def packed(self, weight: Weight, blocks: memoryview) -> PackedWeight:
-        """The weight in the engine's memory, packed once for all segments that hold it."""
+    def loaded(self, weight: Weight, blocks: memoryview) -> LoadedWeight:
+        """The weight as the engine reads it, packed once for all segments that hold it."""
         key = (weight.name, native.address_of(blocks))
-        found = self._packed.get(key)
+        found = self._weights.get(key)
         if found is None:
-            found = self._packed[key] = PackedWeight(self._open_board(), weight, blocks)
+            board = self._open_board()
+            streamed = self._staging is not None
+            found = StreamedWeight(self._names, weight, blocks) if streamed else PackedWeight(board, weight, blocks)
+            self._weights[key] = found
         return found
 
     def window(self, nbytes: int) -> None:
@@ -230,40 +244,36 @@ class PynqDevice:
             if self._window is not None:
                 self._window.free()
             self._window = None
-            self._window = Memory(self._open_board(), nbytes)
+            self._window = Memory(self._open_board(), self._open_board().allocate(nbytes))
 
     def launch(
         self,
         name: str,
-        matmuls: ctypes.Array[native.Matmul],
-        inputs: ctypes.Array[native.Input],
-        counts: tuple[int, int],
+        arrays: native.Arrays,
         batch: Batch,
         engine_s: float,
     ) -> None:
-        """engine_s: what the engine takes on the board."""
+        """engine_s: what the engine takes on the board, and what the host does for it."""
         board = self._open_board()
         assert self._window is not None
-        block = self._window.block
-        window = native.Window(native.address_of(block.view), block.address, block.view.nbytes)
+        staging = arrays.staging(_window(self._staging.block)) if self._staging else None
         report = native.Report()
-        begin = time.perf_counter()
-        status = native.library().hetrun_pynq_run(
-            board.seam,
-            window,
-            matmuls,
-            counts[0],
-            inputs,
-            counts[1],
-            batch.n_tokens,
-            batch.n_outputs,
-            self._timeout_s,
-            report,
-        )
-        wall_s = time.perf_counter() - begin
-        board.check()
-        if status != native.OK:
-            self._fail(name, status, report)
+        with board.engine:
+            begin = time.perf_counter()
+            status = native.library().hetrun_pynq_run(
+                board.seam,
+                _window(self._window.block),
+                *arrays.arguments,
+                batch.n_tokens,
+                batch.n_outputs,
+                staging,
+                self._timeout_s,
+                report,
+            )
+            wall_s = time.perf_counter() - begin
+            board.check()
+            if status != native.OK:
+                self._fail(name, status, report)
         self._events.append(
             RunEvent(
                 name,
@@ -274,6 +284,7 @@ class PynqDevice:
                     "busy_cycles": float(report.busy_cycles),
                     "descriptors": float(report.n_descriptors),
                     "launches": float(report.n_launches),
+                    "copied_bytes": float(report.copied_bytes),
                 },
             )
         )
@@ -285,6 +296,11 @@ class PynqDevice:
             raise DeviceError(
                 f"{subject}: the engine did not finish within {self._timeout_s:g} s and was reset",
                 remedy="run it again; if it repeats, power-cycle the board, or raise timeout_s",
+            )
+        if status == native.NO_INTERRUPT:
+            raise DeviceError(
+                f"{subject}: the engine finished, but its interrupt did not come within {self._timeout_s:g} s",
+                remedy='set wait = "poll" in the system file',
             )
         if status == native.ENGINE_ERROR:
             meaning = definition().statuses.get(report.status, f"status {report.status}")
@@ -305,4 +321,10 @@ class PynqDevice:
         if self._window is not None:
             self._window.free()
             self._window = None
+        if self._staging is not None:
+            self._staging.free()
         board.close()
+
+
+def _window(block: Block) -> native.Window:
+    return native.Window(native.address_of(block.view), block.address, block.view.nbytes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from hetrun.errors import HetrunError
 from hetrun.resources import load_library
 
-ABI = 3
+ABI = 5
 LIBRARY = "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so"
 
 READ = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)
@@ -18,7 +19,9 @@ CACHE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32
 
 
 class Seam(ctypes.Structure):
-    """How a launch reaches a board: functions for registers and caches, and what they are given."""
+    """How a launch reaches a board: functions for registers and caches, what they are given, and the file descriptor
+    of the engine's interrupt (-1: the launch polls).
+    """
 
     _fields_ = [
         ("context", ctypes.c_void_p),
@@ -26,6 +29,7 @@ class Seam(ctypes.Structure):
         ("write", WRITE),
         ("flush", CACHE),
         ("invalidate", CACHE),
+        ("interrupt", ctypes.c_int32),
     ]
 
 
@@ -41,8 +45,11 @@ class Matmul(ctypes.Structure):
         ("input", ctypes.c_uint32),
         ("weights", ctypes.c_uint32),
         ("out", ctypes.c_uint32),
+        ("out_width", ctypes.c_uint32),
+        ("first_row", ctypes.c_uint32),
         ("rows_are_outputs", ctypes.c_uint32),
         ("wave", ctypes.c_uint32),
+        ("mode", ctypes.c_uint32),
     ]
 
 
@@ -55,12 +62,66 @@ class Input(ctypes.Structure):
     ]
 
 
+class Gated(ctypes.Structure):
+    """An activation that the host works out."""
+
+    _fields_ = [
+        ("gate", ctypes.c_void_p),
+        ("up", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("gate_address", ctypes.c_uint32),
+        ("up_address", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+        ("rows_are_outputs", ctypes.c_uint32),
+        ("wave", ctypes.c_uint32),
+    ]
+
+
+class Streamed(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_uint32), ("nbytes", ctypes.c_uint32), ("stream", ctypes.c_void_p)]
+
+
+class Staging(ctypes.Structure):
+    _fields_ = [("area", Window), ("weights", ctypes.POINTER(Streamed)), ("n_weights", ctypes.c_uint32)]
+
+
+class Arrays:
+    """What a segment's launches are told: the same for every run."""
+
+    def __init__(
+        self,
+        matmuls: Sequence[Matmul],
+        inputs: Sequence[Input],
+        gated: Sequence[Gated],
+        streamed: Sequence[Streamed] = (),
+    ) -> None:
+        self._matmuls = (Matmul * max(1, len(matmuls)))(*matmuls)
+        self._inputs = (Input * max(1, len(inputs)))(*inputs)
+        self._gated = (Gated * max(1, len(gated)))(*gated)
+        self._streamed = (Streamed * len(streamed))(*streamed)
+        self._counts = len(matmuls), len(inputs), len(gated)
+
+    def staging(self, area: Window) -> Staging:
+        return Staging(area, self._streamed, len(self._streamed))
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """Of hetrun_pynq_run: each array and its length."""
+        n_matmuls, n_inputs, n_gated = self._counts
+        return self._matmuls, n_matmuls, self._inputs, n_inputs, self._gated, n_gated
+
+    def window_bytes(self, max_rows: int) -> int:
+        """Bytes of a window that serves runs of up to so many rows."""
+        return int(library().hetrun_pynq_window_bytes(*self.arguments[:4], max_rows))
+
+
 class Report(ctypes.Structure):
     _fields_ = [
         ("busy_cycles", ctypes.c_uint64),
         ("stall_cycles", ctypes.c_uint64),
         ("n_descriptors", ctypes.c_uint64),
         ("n_launches", ctypes.c_uint64),
+        ("copied_bytes", ctypes.c_uint64),
         ("status", ctypes.c_uint32),
     ]
 
@@ -109,7 +170,7 @@ class SecdaTiming(ctypes.Structure):
     ]
 
 
-OK, NO_ROOM, TIMEOUT, ENGINE_ERROR = range(4)
+OK, NO_ROOM, TIMEOUT, ENGINE_ERROR, NO_INTERRUPT = range(5)
 
 
 @cache
@@ -118,10 +179,10 @@ def library() -> ctypes.CDLL:
 
     HETRUN_PYNQ_Z1_LIBRARY in the environment names another build of it.
     """
-    lib = load_library(LIBRARY, "HETRUN_PYNQ_Z1_LIBRARY", "hetrun_pynq_abi", ABI)
     u32, u64, i32, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p
-    matmuls, inputs = ctypes.POINTER(Matmul), ctypes.POINTER(Input)
-    seam, window = ctypes.POINTER(Seam), ctypes.POINTER(Window)
+    matmuls, inputs, gated = ctypes.POINTER(Matmul), ctypes.POINTER(Input), ctypes.POINTER(Gated)
+    seam, window, staging = ctypes.POINTER(Seam), ctypes.POINTER(Window), ctypes.POINTER(Staging)
+    report = ctypes.POINTER(Report)
     prototypes: dict[str, tuple[Any, list[Any]]] = {
         "hetrun_pynq_stream_bytes": (u64, [u32, u64, u64]),
         "hetrun_pynq_pack": (None, [u32, u64, u64, pointer, pointer]),
@@ -129,19 +190,24 @@ def library() -> ctypes.CDLL:
         "hetrun_pynq_window_bytes": (u64, [matmuls, u32, inputs, u32, u32]),
         "hetrun_pynq_run": (
             i32,
-            [seam, window, matmuls, u32, inputs, u32, u32, u32, ctypes.c_double, ctypes.POINTER(Report)],
+            [seam, window, matmuls, u32, inputs, u32, gated, u32, u32, u32, staging, ctypes.c_double, report],
         ),
+        "hetrun_pynq_staged_rows": (u32, [u32, u32, u32]),
+        "hetrun_pynq_copy_uncached": (i32, [pointer, pointer, u64]),
+        "hetrun_pynq_mmio_read": (u32, [pointer, u32]),
+        "hetrun_pynq_mmio_write": (None, [pointer, u32, u32]),
         "hetrun_pynq_matmul_timing": (None, [u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_header_design": (None, [ctypes.POINTER(Design)]),
-        "hetrun_pynq_design_timing": (None, [ctypes.POINTER(Design), u32, u32, u32, u32, ctypes.POINTER(Timing)]),
+        "hetrun_pynq_design_timing": (None, [ctypes.POINTER(Design), u32, u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_secda_matmul": (None, [u32, u32, u32, u32, u32, u32, ctypes.POINTER(SecdaTiming)]),
         "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
+        "hetrun_pynq_csim_threads": (None, [pointer, u32]),
         "hetrun_pynq_csim_destroy": (None, [pointer]),
+        "hetrun_pynq_csim_read": (u32, [pointer, u32]),
+        "hetrun_pynq_csim_write": (None, [pointer, u32, u32]),
+        "hetrun_pynq_csim_cache": (None, [pointer, u32, u32]),
     }
-    for name, (result, arguments) in prototypes.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return lib
+    return load_library(LIBRARY, "HETRUN_PYNQ_Z1_LIBRARY", "hetrun_pynq_abi", ABI, prototypes)
 
 
 def library_problem() -> HetrunError | None:
@@ -151,6 +217,11 @@ def library_problem() -> HetrunError | None:
     except HetrunError as error:
         return error
     return None
+
+
+def clear(view: memoryview) -> None:
+    if view.nbytes:
+        ctypes.memset(address_of(view), 0, view.nbytes)
 
 
 def address_of(view: memoryview) -> int:

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib.util
 import os
 import platform
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hetrun.device import Unavailable
 from hetrun.errors import DeviceError, HetrunError
-from hetrun_pynq_z1 import native
+from hetrun_pynq_z1 import interrupt, native, reserved
 from hetrun_pynq_z1.board import Block
 from hetrun_pynq_z1.cma import Cma
 from hetrun_pynq_z1.definition import definition
+from hetrun_pynq_z1.overlay_file import IP_NAME, plain, register_fault
+from hetrun_pynq_z1.reserved import Reserved
+from hetrun_pynq_z1.settings import BoardSettings
 
 # What Linux calls the boards that carry a Zynq-7000.
 COMPATIBLE = Path("/proc/device-tree/compatible")
-MEMORY_DEVICE = Path("/dev/mem")
-IP_NAME = "hetrun_pynq_engine"
-ARGUMENTS = ("RING", "COUNT", "VERSION", "CONFIG", "STATUS", "DONE", "BUSY_CYCLES", "STALL_CYCLES")
 DONE = 2
-TIMEOUT_S = 30.0
 START_S = 1.0  # more than an engine with nothing to do can take
 
 
-@dataclass(frozen=True)
-class BoardSettings:
-    """overlay: the .bit file, its .hwh beside it.   clock_mhz: of the fabric.   timeout_s: of one launch."""
-
-    overlay: str | None
-    clock_mhz: float
-    timeout_s: float
-
-
-def absence(overlay: str | None) -> Unavailable | None:
+def absence(settings: BoardSettings) -> Unavailable | None:
     """Why there is no board to open, or None. It looks at files only; nothing is imported and nothing is changed."""
     remedy = "run hetrun on the board's own image (docs/pynq-z1.md), or use pynq-z1:csim"
     try:
@@ -54,8 +45,9 @@ def absence(overlay: str | None) -> Unavailable | None:
             "the Python package pynq is not installed",
             'pip install "pynq>=3.0.1", or use the Python of the board\'s image (/usr/local/share/pynq-venv)',
         )
-    if not os.access(MEMORY_DEVICE, os.R_OK | os.W_OK):
-        return Unavailable(f"no permission for {MEMORY_DEVICE}", "run hetrun as root: sudo -E")
+    if not os.access(reserved.MEMORY_DEVICE, os.R_OK | os.W_OK):
+        return Unavailable(f"no permission for {reserved.MEMORY_DEVICE}", "run hetrun as root: sudo -E")
+    overlay = settings.overlay
     if overlay is None:
         return Unavailable(
             "no overlay is named", 'set overlay = "/path/engine.bit" under [drivers.pynq-z1] in the system file'
@@ -65,40 +57,60 @@ def absence(overlay: str | None) -> Unavailable | None:
             return Unavailable(
                 f"overlay file {path} not found", "copy the .bit and the .hwh of one build into one folder"
             )
-    return None
+    problem = reserved.problem(settings.reserved) if settings.reserved else None
+    return problem or (interrupt.problem(Path(overlay)) if settings.sleeps else None)
 
 
 class PynqBoard:
     """A PYNQ-Z1 with the engine in its fabric.
 
-    device: the pynq Device; that which pynq finds where None.   capacity_bytes: most contiguous memory to take.
-    DeviceError where the overlay is not this engine's, or the engine does not answer.
+    device: the pynq Device; that which pynq finds where None.
+    DeviceError where the overlay is not this engine's, the engine does not answer, or another process has the board.
     """
 
-    def __init__(self, device_id: str, settings: BoardSettings, capacity_bytes: int, device: Any = None) -> None:
-        pynq = _imported(device_id)
-        assert settings.overlay is not None
+    def __init__(self, device_id: str, settings: BoardSettings, device: Any = None) -> None:
         self._subject, self._settings = device_id, settings
-        self._pynq = pynq
         self._error: HetrunError | Exception | None = None
+        self.users = 1
+        self.engine = threading.Lock()
+        self._pynq = _imported(device_id)
+        resources = _Resources()
+        # At the latest when the interpreter ends; after a kill the kernel takes all of it back with the file handles.
+        self._finalizer = weakref.finalize(self, resources.release)
+        try:
+            self._set_up(resources, device)
+        except BaseException:
+            resources.release()
+            raise
+
+    def _set_up(self, resources: _Resources, device: Any) -> None:
+        settings, pynq = self._settings, self._pynq
+        resources.descriptors.append(_locked(self._subject))
+        assert settings.overlay is not None
         try:
             self._device = device if device is not None else pynq.Device.active_device
             self._overlay = pynq.Overlay(settings.overlay, download=False, device=self._device)
         except Exception as error:  # whatever pynq meets in a file
             raise DeviceError(
-                f"{device_id}: overlay {settings.overlay} cannot be read: {error}",
+                f"{self._subject}: overlay {settings.overlay} cannot be read: {error}",
                 remedy="copy the .bit and the .hwh of one build into one folder",
             ) from error
         ip = self._engine_ip()
+        self._reserved = Reserved(self._subject, settings.reserved) if settings.reserved else None
+        resources.reserved = self._reserved
+        self._interrupt = -1
+        if settings.sleeps:
+            self._interrupt = interrupt.opened(self._subject, Path(settings.overlay))
+            resources.descriptors.append(self._interrupt)
         self._download()
         self._registers = pynq.MMIO(int(ip["phys_addr"]), int(ip["addr_range"]), device=self._device)
         self._check_engine()
-        # No method of this object: the finalizer below would keep it alive.
+        # No method of this object: the finalizer would keep it alive.
         allocate = partial(pynq.allocate, dtype="u1", target=self._device)
-        self._cma = Cma(device_id, lambda nbytes: allocate((nbytes,)), capacity_bytes)
+        refuse = self._reserved.refuse if self._reserved else None
+        self._cma = Cma(self._subject, lambda nbytes: allocate((nbytes,)), settings.cma_bytes, refuse)
+        resources.cma = self._cma
         self._seam = self._make_seam()
-        # At the latest when the interpreter ends; after a kill the kernel takes the memory back with the file handle.
-        self._finalizer = weakref.finalize(self, Cma.release, self._cma)
 
     @property
     def seam(self) -> native.Seam:
@@ -107,11 +119,19 @@ class PynqBoard:
     def allocate(self, nbytes: int) -> Block:
         return self._cma.take(nbytes)
 
+    def allocate_weights(self, nbytes: int) -> Block:
+        """Of reserved memory while that lasts."""
+        block = self._reserved.take(nbytes) if self._reserved else None
+        return block or self._cma.take(nbytes)
+
     def free(self, block: Block) -> None:
-        self._cma.give_back(block)
+        if block.uncached and self._reserved is not None:
+            self._reserved.give_back(block)
+        else:
+            self._cma.give_back(block)
 
     def flush(self, block: Block) -> None:
-        if block.view.nbytes:
+        if block.view.nbytes and not block.uncached:
             self._cached("flush", block.address, block.view.nbytes)
             self.check()
 
@@ -127,7 +147,11 @@ class PynqBoard:
         self._check_engine()
 
     def close(self) -> None:
-        self._finalizer()
+        """By each that `open_board` has given it to; the last one gives everything back."""
+        self.users -= 1
+        if self.users <= 0:
+            _OPEN.pop(self._settings, None)
+            self._finalizer()
 
     def _engine_ip(self) -> Mapping[str, Any]:
         """The engine's entry of the overlay, its registers compared with the definition."""
@@ -135,19 +159,17 @@ class PynqBoard:
         engines = [ip for ip in ips.values() if f":{IP_NAME}:" in str(ip.get("type", ""))]
         if not engines:
             found = ", ".join(sorted(str(ip.get("type", "?")) for ip in ips.values())) or "nothing"
-            raise self._wrong(f"an IP named {IP_NAME}", found)
-        have = {_plain(name): int(register["address_offset"]) for name, register in engines[0]["registers"].items()}
-        for name in ARGUMENTS:
-            offset = definition().registers[name]
-            if have.get(name) != offset:
-                found = f"{have[name]:#x}" if name in have else f"only {', '.join(sorted(have)) or 'no registers'}"
-                raise self._wrong(f"register {name} at {offset:#x}", found)
+            raise self._wrong(f"expected an IP named {IP_NAME}, found {found}")
+        have = {plain(name): int(register["address_offset"]) for name, register in engines[0]["registers"].items()}
+        fault = register_fault(have)
+        if fault:
+            raise self._wrong(fault)
         return engines[0]
 
-    def _wrong(self, expected: str, found: str) -> DeviceError:
+    def _wrong(self, fault: str) -> DeviceError:
         overlay = self._settings.overlay
         return DeviceError(
-            f"{self._subject}: overlay {overlay} is not this engine's: expected {expected}, found {found}",
+            f"{self._subject}: overlay {overlay} is not this engine's: {fault}",
             remedy="use the overlay that was built from this version's kernels/pynq_z1/hls",
         )
 
@@ -185,7 +207,7 @@ class PynqBoard:
         for name, expected in (("VERSION", known.numbers["VERSION"]), ("CONFIG", known.config_word)):
             found = self._read(name)
             if found != expected:
-                raise self._wrong(f"{name} {expected:#x}", f"{found:#x}")
+                raise self._wrong(f"expected {name} {expected:#x}, found {found:#x}")
 
     def _read(self, register: str) -> int:
         return int(self._registers.read(definition().registers[register]))
@@ -202,8 +224,8 @@ class PynqBoard:
             lib = native.library()
             read = ctypes.cast(lib.hetrun_pynq_mmio_read, native.READ)
             write = ctypes.cast(lib.hetrun_pynq_mmio_write, native.WRITE)
-            return native.Seam(base, read, write, flush, invalidate)
-        return native.Seam(None, native.READ(guard.read), native.WRITE(guard.write), flush, invalidate)
+            return native.Seam(base, read, write, flush, invalidate, self._interrupt)
+        return native.Seam(None, native.READ(guard.read), native.WRITE(guard.write), flush, invalidate, self._interrupt)
 
     def _cached(self, operation: str, address: int, nbytes: int) -> None:
         chunk = self._cma.find(address, nbytes)
@@ -214,6 +236,37 @@ class PynqBoard:
             (chunk.flush if operation == "flush" else chunk.invalidate)(address, nbytes)
         except Exception as error:  # it must not cross the C code that called
             self._error = error
+
+
+class _Resources:
+    """What goes back when a board is closed. It holds no board alive."""
+
+    def __init__(self) -> None:
+        self.descriptors: list[int] = []
+        self.cma: Cma | None = None
+        self.reserved: Reserved | None = None
+
+    def release(self) -> None:
+        if self.cma is not None:
+            self.cma.release()
+        if self.reserved is not None:
+            self.reserved.release()
+        descriptors, self.descriptors = self.descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+_OPEN: weakref.WeakValueDictionary[BoardSettings, PynqBoard] = weakref.WeakValueDictionary()
+
+
+def open_board(device_id: str, settings: BoardSettings) -> PynqBoard:
+    """The board with these settings: one for all devices of this process that are on it."""
+    board = _OPEN.get(settings)
+    if board is not None:
+        board.users += 1
+        return board
+    board = _OPEN[settings] = PynqBoard(device_id, settings)
+    return board
 
 
 class _Guard:
@@ -263,7 +316,14 @@ def _imported(device_id: str) -> Any:
     return pynq
 
 
-def _plain(register: str) -> str:
-    """As the definition calls it: Vitis HLS appends _r to names that Verilog reserves."""
-    name = register.upper()
-    return name[:-2] if name.endswith("_R") else name
+def _locked(subject: str) -> int:
+    """A lock on the board that ends with the process. DeviceError where another process has it."""
+    descriptor = os.open(reserved.MEMORY_DEVICE, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DeviceError(
+            f"{subject}: another process uses the board", remedy="wait for it, or end it: fuser -v /dev/mem shows it"
+        ) from error
+    return descriptor

@@ -7,11 +7,22 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 
+from hetrun.device import Batch
 from hetrun.ops import MatMul
 from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.definition import definition
+from hetrun_pynq_z1.program import Launches, stream_bytes
 
 BASIS = "simulated:pynq-z1 cycle model"
+
+# simulated: llvm-mca cortex-a9 x 1.5, 7.3 ms for the 123,904 products silu(gate) * up of a token of TinyLlama.
+HOST_ACTIVATION_S = 59e-9
+
+# What explains the published design's time a token, which copies, too (benchmarks/pynq_z1.py); caches included.
+COPY_BYTES_PER_S = 400e6
+# analytic: registers and a wait from C; caches are in the rate of copies.
+START_S = 25e-6
+STREAMED_BASIS = "analytic:pynq-z1 cycle model, beside copies at 400 MB/s, an assumption"
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,12 @@ def header_design() -> Design:
 
 @cache
 def matmul_cycles(
-    format_number: int, n_rows: int, n_columns: int, n_tokens: int, design: Design | None = None
+    format_number: int, n_rows: int, n_columns: int, n_tokens: int, design: Design | None = None, mode: str = "WRITE"
 ) -> native.Timing:
-    """Cycles of the fabric for one matmul, from an idle engine on, all its descriptors."""
+    """Cycles of the fabric for one matmul, from an idle engine on, all its descriptors.
+
+    mode: what becomes of the results, by the names of HETRUN_PYNQ_MODE_*.
+    """
     timing = native.Timing()
     native.library().hetrun_pynq_design_timing(
         ctypes.byref((design or header_design()).native()),
@@ -63,18 +77,65 @@ def matmul_cycles(
         n_rows,
         n_columns,
         n_tokens,
+        definition().numbers[f"MODE_{mode}"],
         ctypes.byref(timing),
     )
     return timing
 
 
-def matmul_seconds(op: MatMul, n_tokens: int, design: Design | None = None) -> float:
+def matmul_seconds(op: MatMul, n_tokens: int, design: Design | None = None, mode: str = "WRITE") -> float:
     """Time in the fabric; starting the engine is apart."""
     design = design or header_design()
     number = definition().formats[op.weight.type.name]
     # One pass is the same for every size of passes: designs of a sweep share it.
     key = replace(design, tokens=n_tokens) if n_tokens <= design.tokens else design
-    return float(matmul_cycles(number, *op.weight.shape, n_tokens, key).cycles) / design.clock_hz
+    return float(matmul_cycles(number, *op.weight.shape, n_tokens, key, mode).cycles) / design.clock_hz
+
+
+@cache
+def activation_seconds(width: int, n_tokens: int, design: Design | None = None) -> float:
+    """What an activation adds to the two matmuls whose results it joins in the engine: codes of the last rows of each
+    descriptor, which are worked out and written when no weights are read any more, less what is not written.
+
+    Found on a block's rows of one format, since columns and formats have little part in it.
+    """
+    design = design or header_design()
+    known, cycles = definition(), 0
+    for t in range(0, n_tokens, design.tokens):
+        tokens = min(design.tokens, n_tokens - t)
+        gate, up, apart = (
+            matmul_cycles(known.formats["Q4_K"], 256, 2048, tokens, replace(design, tokens=tokens), mode).cycles
+            for mode in ("GATE", "CODES_256", "WRITE")
+        )
+        cycles += -(-width // known.numbers["MAX_ROWS"]) * max(0, gate + up - 2 * apart)
+    return float(cycles) / design.clock_hz
+
+
+def launches_seconds(launches: Launches, batch: Batch) -> float:
+    """Time of a run as it is: what the engine takes, and activations that are left to the host."""
+    rows = {op.name: batch.rows(op.output.rows) for op in (*launches.matmuls, *(op for _, op in launches.hosted))}
+    seconds = sum(matmul_seconds(op, rows[op.name], mode=launches.mode(op)) for op in launches.matmuls if rows[op.name])
+    return seconds + sum(HOST_ACTIVATION_S * rows[op.name] * op.output.width for _, op in launches.hosted)
+
+
+def streamed_seconds(op: MatMul, n_tokens: int, staging_bytes: int, design: Design) -> float:
+    """Time of a matmul whose weight passes through a staging area: a piece is copied while the engine reads the one
+    before. Each piece after the first is a start of its own.
+    """
+    rows, columns = op.weight.shape
+    number, slab = definition().formats[op.weight.type.name], definition().numbers["MAX_ROWS"]
+    most = int(native.library().hetrun_pynq_staged_rows(number, columns, staging_bytes))
+    if n_tokens == 0 or rows == 0 or most == 0:
+        return 0.0
+    slabs = [min(slab, rows - first) for first in range(0, rows, slab)]
+    pieces = [min(most, n - first) for n in slabs for first in range(0, n, most)]
+    row_bytes = stream_bytes(op.weight) / rows
+    key = replace(design, tokens=n_tokens) if n_tokens <= design.tokens else design
+    seconds = pieces[0] * row_bytes / COPY_BYTES_PER_S
+    for n, following in zip(pieces, [*pieces[1:], 0], strict=True):
+        engine_s = float(matmul_cycles(number, n, columns, n_tokens, key).cycles) / design.clock_hz
+        seconds += max(engine_s, following * row_bytes / COPY_BYTES_PER_S)
+    return seconds + (len(pieces) - 1) * START_S
 
 
 @cache

@@ -157,8 +157,9 @@ class LlamaCpp:
 
         self.llama = Llama(str(path), vocab_only=True, verbose=False)
 
-    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        return self.llama.tokenize(text.encode(), add_bos=add_special, special=parse_special)
+    def encode(self, text: str | bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode() if isinstance(text, str) else text
+        return self.llama.tokenize(data, add_bos=add_special, special=parse_special)
 
     def eog_ids(self) -> set[int]:
         import llama_cpp

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import unicodedata
+from functools import cache
 
 STRINGS = [
     "",
@@ -144,3 +146,63 @@ def _run(chooser: random.Random) -> str:
         return "".join(chooser.choice(chooser.choice(_ALPHABETS)) for _ in range(chooser.randint(1, 8)))
     points = (chooser.choice((chooser.randrange(0x3000), chooser.randrange(0x20000))) for _ in range(3))
     return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
+
+
+_EMOJI = (
+    "\U0001f600",
+    "\U0001f44d\U0001f3fd",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f1eb\U0001f1f7",
+    "\u2764\ufe0f",
+    "\U0001f9d1\u200d\U0001f680",
+    "\U0001f3f4\U000e0067\U000e0062\U000e007f",
+    "1\ufe0f\u20e3",
+    "\U0001fae8",
+    "\u263a",
+)
+_SPACES = (" ", "  ", "   ", "\n", "\n\n", "\t", " \n", "\r\n", "\u00a0", "\u3000", "\u200b", " " * 17, "\n    ")
+_BROKEN = (
+    b"\xe4", b"\xe4\xb8", b"\xf0\x9f", b"\xf0\x9f\x98", b"\xc3", b"\x80", b"\xbf\xbf", b"\xff", b"\xfe\xff",
+    b"\xc0\xaf", b"\xf8",
+)  # fmt: skip
+
+
+@cache
+def scripts() -> dict[str, str]:
+    """{name: characters} of every script of Unicode, by the first word of its characters' names."""
+    found: dict[str, list[str]] = {}
+    for point in range(0x21, 0x32000):
+        name = unicodedata.name(chr(point), "")
+        if name and unicodedata.category(chr(point))[0] in "LMNP":
+            found.setdefault(name.split()[0], []).append(chr(point))
+    return {name: "".join(letters) for name, letters in found.items() if len(letters) > 8}
+
+
+def mixed_strings(seed: int, count: int) -> list[bytes]:
+    """Strings of words of any scripts, emoji, spaces, digits and code; every eighth has bytes that are no UTF-8."""
+    chooser = random.Random(seed)
+    alphabets = list(scripts().values())
+
+    def run() -> bytes:
+        kind = chooser.random()
+        if kind < 0.35:
+            letters = chooser.choice(alphabets)
+            return "".join(chooser.choices(letters, k=chooser.randint(1, 12))).encode()
+        if kind < 0.5:
+            return " ".join(chooser.choices(_WORDS, k=chooser.randint(1, 6))).encode()
+        if kind < 0.6:
+            return "".join(chooser.choices(_EMOJI, k=chooser.randint(1, 3))).encode()
+        if kind < 0.85:
+            return chooser.choice(_SPACES).encode()
+        if kind < 0.93:
+            return "".join(chooser.choices("0123456789.,+-*/=()[]{}<>_'\"", k=chooser.randint(1, 10))).encode()
+        return chooser.choice(STRINGS).encode()
+
+    texts = []
+    for i in range(count):
+        runs = [run() for _ in range(chooser.randint(1, 9))]
+        if i % 8 == 7:
+            for _ in range(chooser.randint(1, 3)):
+                runs.insert(chooser.randint(0, len(runs)), chooser.choice(_BROKEN))
+        texts.append(b"".join(runs))
+    return texts
