@@ -39,6 +39,8 @@ private:
     AttendArgs attend_args(const Step& s, uint32_t thread, size_t first_token, size_t n_tokens, size_t first_head, size_t n_heads);
     void elementwise(const Step& s, uint32_t thread);
     void select(const Step& s, uint32_t thread);
+    void routes(const Step& s, uint32_t thread);
+    void experts(const Step& s, uint32_t thread);
 
     size_t rows(const Value& v) const { return static_cast<size_t>(v.outputs ? batch_.n_outputs : batch_.n_tokens); }
     uint8_t* scratch(uint32_t thread, size_t offset) const {

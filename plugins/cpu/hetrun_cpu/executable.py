@@ -7,6 +7,7 @@ import mmap
 import struct
 from array import array
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING
 
 from hetrun.device import Batch, Bindings, RunEvent, StepTimes
@@ -218,4 +219,4 @@ def _state(bindings: Bindings, kv: KvSpec, segment: str) -> CpuState:
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    return 1 if len(shape) == 1 else shape[0]
+    return prod(shape[:-1])
