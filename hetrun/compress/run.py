@@ -83,6 +83,8 @@ def compress(model: Path, text: str, output: Path, options: Options, progress: P
     """
     _check_output(model, output, options)
     with ModelFile.open(model) as file:
+        if os.path.realpath(output) in map(os.path.realpath, file.paths):
+            raise UsageError(f"--out {output}: is the model itself", remedy="name another file")
         if is_container(file.metadata):
             raise UsageError(f"{model}: is compressed already", remedy="compress the model that it was made of")
         graph = api.graph_of(file, GraphOptions(n_ctx=options.n_ctx), Registry.load())
@@ -94,8 +96,6 @@ def compress(model: Path, text: str, output: Path, options: Options, progress: P
 def _check_output(model: Path, output: Path, options: Options) -> None:
     if options.method not in METHODS:
         raise UsageError(f"no method {options.method!r}", remedy=f"known are {', '.join(METHODS)}")
-    if os.path.realpath(output) == os.path.realpath(model):
-        raise UsageError(f"--out {output}: is the model itself", remedy="name another file")
     if output.is_dir():
         raise UsageError(f"--out {output}: is a folder", remedy="name a file in it")
     if output.exists() and not options.force:
@@ -172,7 +172,7 @@ class _Run:
             header.update(repr(weight).encode())
         return {
             "encodings": VERSION,
-            "model": [header.hexdigest(), self.file.size_bytes, self.file.path.stat().st_mtime_ns],
+            "model": [header.hexdigest(), self.file.size_bytes, *(p.stat().st_mtime_ns for p in self.file.paths)],
             "text": hashlib.sha256(np.asarray(self.windows, np.int32).tobytes()).hexdigest(),
             "method": self.options.method,
             "tensors": {

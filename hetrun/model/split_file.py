@@ -51,6 +51,9 @@ class SplitModelFile(ModelFile):
         for part in self._parts:
             part.close()
 
+    def metadata_bytes(self, key: str) -> bytes:
+        return self._parts[0].metadata_bytes(key)
+
     def blocks(self, name: str) -> memoryview:
         return self._part_of.get(name, self._parts[0]).blocks(name)
 

@@ -114,6 +114,16 @@ def test_schemes_and_types_by_name(model_path: Path, tmp_path: Path) -> None:
     assert error(logits(result.path, "cpu"), logits(result.path, "reference")) < 5e-4
 
 
+def test_a_model_in_parts_is_compressed_as_a_whole(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    first = tiny_llama(folder / "tiny.gguf", quant="F16", split=6)
+    result = compressed(first, tmp_path / "out.gguf")
+    assert result.path.read_bytes() == small.read_bytes()
+    with pytest.raises(UsageError, match="is the model itself"):
+        compressed(first, sorted(folder.glob("*.gguf"))[-1], force=True)
+
+
 def test_output_names_the_embedding_where_that_serves_as_head(tmp_path: Path) -> None:
     tied = tiny_llama(tmp_path / "tied.gguf", 1, "F16", tied=True)
     result = compressed(tied, tmp_path / "out.gguf", keeps=["output=q8_0"])
