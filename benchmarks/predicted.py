@@ -131,8 +131,9 @@ def nearest(runs: Sequence[Run], n: int) -> list[Run]:
 
 
 def probed(bench: Bench, speeds: Speeds, reading: bool) -> float:
+    """One probe, as there is one beside a sample of a calibration: the third in a row is some percent faster."""
     time.sleep(REST_S)
-    slowed = statistics.median(bench.probe(reading) for _ in range(3)) / (speeds.of(reading) or 1.0)
+    slowed = bench.probe(reading) / (speeds.of(reading) or 1.0)
     time.sleep(REST_S)
     return slowed
 

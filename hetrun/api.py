@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hetrun.device import Batch
 from hetrun.errors import ChatTemplateError, DeviceError, UsageError
 from hetrun.graph.graph import Graph
-from hetrun.model.architectures import Architecture, GraphOptions, architectures, build_graph
+from hetrun.model.architectures import Architecture, GraphOptions, RopeExtension, architectures, build_graph
 from hetrun.model.catalog import resolve_model
 from hetrun.model.gguf_file import ModelFile
 from hetrun.model.tokenizer import Tokenizer
@@ -63,6 +63,7 @@ def load(
     kv_format: str = "f16",
     window: int = 0,
     sink: int = 0,
+    extension: RopeExtension | None = None,
     max_tokens_per_step: int = 512,
     system: SystemConfig | None = None,
     driver_settings: Mapping[str, Mapping[str, object]] | None = None,
@@ -78,6 +79,7 @@ def load(
     kv_format: how keys and values are kept, "f16" or what else the devices offer ("f32", "q8_0", "kv4", "kv4h").
     window, sink: each token attends to the last `window` tokens and the first `sink`, so that memory and time of a
     long context grow with those alone; window 0 attends to all.
+    extension: lets the context be longer than the model was trained for (`RopeExtension("yarn", 4.0)`).
     system: devices, their settings, memory and links (`hetrun.config.load_system`).
     driver_settings: more settings, a table for each driver name.   registry: the plugins, if not those installed.
     encode: makes the ids of a first prompt in a child process meanwhile; `Model.encoded()` gives its result.
@@ -86,7 +88,13 @@ def load(
     """
     registry = registry or Registry.load()
     options = GraphOptions(
-        n_ctx=n_ctx, n_slots=n_slots, max_tokens=max_tokens_per_step, kv_format=kv_format, window=window, sink=sink
+        n_ctx=n_ctx,
+        n_slots=n_slots,
+        max_tokens=max_tokens_per_step,
+        kv_format=kv_format,
+        window=window,
+        sink=sink,
+        extension=extension,
     )
     with ExitStack() as resources:
         path = resolve_model(os.fspath(path_or_name))
@@ -114,7 +122,8 @@ def graph_of(header: ModelFile | Shape, options: GraphOptions, registry: Registr
     extra = [
         a for _, found in registry.hook_results("hetrun_architectures") for a in found if isinstance(a, Architecture)
     ]
-    return build_graph(header.architecture, header.metadata, header.tensors, options, architectures(extra))
+    blocks = header.blocks if isinstance(header, ModelFile) else None
+    return build_graph(header.architecture, header.metadata, header.tensors, options, architectures(extra), blocks)
 
 
 def choose_devices(

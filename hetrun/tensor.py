@@ -6,6 +6,7 @@ import on the way to the first token (0.3 s on a desktop, seconds on a Cortex-A9
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -101,11 +102,15 @@ class Weight:
     """A named constant of the model, as the file stores it.
 
     shape: outermost dimension first, so a matmul weight is [n_out, n_in] (GGUF lists dimensions the other way round).
+    source, first: where it is a part of a tensor (queries of fused query, key and value), that tensor's name and the
+    part's first row there: rows lie one after the other, so devices see a tensor like any other.
     """
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
+    source: str | None = None
+    first: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -115,3 +120,10 @@ class Weight:
     @property
     def n_elements(self) -> int:
         return prod(self.shape)
+
+    def blocks(self, of_tensor: Callable[[str], memoryview]) -> memoryview:
+        """The raw blocks of this weight.   of_tensor: those of a whole tensor of the file, by its name."""
+        if self.source is None:
+            return of_tensor(self.name)
+        start = self.first * (self.nbytes // self.shape[0])
+        return of_tensor(self.source)[start : start + self.nbytes]

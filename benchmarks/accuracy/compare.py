@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from token_ids import read_ids
+from token_ids import add_option, read_ids
 
 
 def log_softmax(logits: Any) -> Any:
@@ -88,8 +88,9 @@ def main() -> None:
     parser.add_argument("sets", type=Path, nargs="+", help="the first is the yardstick")
     parser.add_argument("--by-text", action="store_true")
     parser.add_argument("--json", action="store_true")
+    add_option(parser)
     args = parser.parse_args()
-    ids = read_ids()
+    ids = read_ids(args.ids)
     rows, yardstick = [], {}
     for directory in args.sets:
         parts = {

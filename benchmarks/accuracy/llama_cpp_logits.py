@@ -14,26 +14,29 @@ from pathlib import Path
 
 import numpy as np
 from llama_cpp import Llama
-from token_ids import read_ids, read_texts, write_ids
+from token_ids import add_option, read_ids, read_texts, write_ids
 
 N_CTX = 512
 
 
 def tokenize_texts(model: Path) -> dict[str, list[int]]:
-    """Ids without BOS, as SmolLM2's file asks for; special tokens in the text are parsed."""
+    """Ids with BOS where the file asks for it; special tokens in the text are parsed."""
     llama = Llama(str(model), vocab_only=True, verbose=False)
-    return {name: llama.tokenize(text, add_bos=False, special=True) for name, text in read_texts().items()}
+    bos = llama.metadata.get("tokenizer.ggml.add_bos_token", "false") == "true"
+    return {name: llama.tokenize(text, add_bos=bos, special=True) for name, text in read_texts().items()}
 
 
-def save_logits(model: Path, n_batch: int, ids: dict[str, list[int]], out: Path, flash_attn: bool) -> None:
+def save_logits(
+    model: Path, n_batch: int, ids: dict[str, list[int]], out: Path, flash_attn: bool, threads: int
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     llama = Llama(
         str(model),
         n_ctx=N_CTX,
         n_batch=n_batch,
         n_ubatch=n_batch,
-        n_threads=2,
-        n_threads_batch=2,
+        n_threads=threads,
+        n_threads_batch=threads,
         logits_all=True,
         flash_attn=flash_attn,
         verbose=False,
@@ -50,14 +53,18 @@ def save_logits(model: Path, n_batch: int, ids: dict[str, list[int]], out: Path,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a directory outside the repository: 300 MB a set")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a directory outside the repository: 300 MB a set, 1.2 GB for Gemma 3"
+    )
     parser.add_argument("--flash-attn", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine, where threads wait for each other")
     parser.add_argument("--write-ids", action="store_true")
+    add_option(parser)
     args = parser.parse_args()
     if args.write_ids:
-        write_ids(tokenize_texts(args.model))
+        write_ids(tokenize_texts(args.model), args.ids)
     for n_batch in (1, 512):
-        save_logits(args.model, n_batch, read_ids(), args.out / f"b{n_batch}", args.flash_attn)
+        save_logits(args.model, n_batch, read_ids(args.ids), args.out / f"b{n_batch}", args.flash_attn, args.threads)
 
 
 if __name__ == "__main__":

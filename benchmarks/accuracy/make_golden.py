@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from compare import log_softmax
-from token_ids import read_ids
+from token_ids import add_option, read_ids
 
 N_TOP = 5
 
@@ -48,9 +48,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--logits", type=Path, required=True, help="--out of llama_cpp_logits.py")
     parser.add_argument("--out", type=Path, required=True)
+    add_option(parser)
     args = parser.parse_args()
     texts = {}
-    for name, ids in read_ids().items():
+    for name, ids in read_ids(args.ids).items():
         b1, b512 = (np.load(args.logits / batch / f"{name}.npy") for batch in ("b1", "b512"))
         texts[name] = {"ids": ids, "b1": digest(b1, ids), "b512": digest(b512, ids)}
         b1_top = np.array(texts[name]["b1"]["top_ids"])

@@ -45,6 +45,7 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
 ) -> None:
     """Measures prefill (pp: a prompt in one go) and decode (tg: one token a step) on random tokens.
 
@@ -58,7 +59,7 @@ def command(
     n_ctx = n_ctx or max(prompt_tokens, gen_tokens + 1)
     tests = [(bench_prefill, prompt_tokens), (bench_decode, gen_tokens)]
     records = []
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
+    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
     with load_model(model, choice, stand_ins=False) as loaded:
         for bench, n in tests:
             if n:

@@ -72,6 +72,7 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
     **sampling: Any,
 ) -> int:
     """Talks with a model, in the words of its own chat template. What was said before is not run again.
@@ -88,7 +89,9 @@ def command(
     StopFilter(stops)
     settings = {"max_tokens": max_tokens, "stop": stops, "grammar": read_grammar(json_schema, grammar), **sampling}
     functions = read_tools(tools) if tools is not None else None
-    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)) as loaded:
+    with load_model(
+        model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
+    ) as loaded:
         # A file without a template is refused before the first turn.
         hello = [{"role": "user", "content": "hello"}]
         plain = loaded.chat_template.render(hello)

@@ -58,6 +58,7 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
     profile: bool,
     live: bool,
     trace: str | None,
@@ -82,7 +83,7 @@ def command(
     if live and as_json:
         raise UsageError("--live and --json exclude each other", remedy="--profile --json has the figures of the view")
     started = time.perf_counter()
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
+    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
     # In a child process: what encoding needs is as large as a small model's KV cache, and not wanted again.
     with (
         Recording(profile=profile, live=live, trace=trace) as recording,

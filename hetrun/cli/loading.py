@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hetrun import api
 from hetrun.cli.options import FULL_ATTENTION, Attention
 from hetrun.errors import DeviceError, HetrunError, PlanError, PluginError, UsageError
-from hetrun.model.architectures import GraphOptions
+from hetrun.model.architectures import GraphOptions, RopeExtension
 from hetrun.model.catalog import resolve_model
 from hetrun.plan.plan import Plan
 from hetrun.plugins import FoundDevice, Registry
@@ -34,6 +34,7 @@ class Choice:
     kv_type: str = "f16"
     n_ctx: int | None = None
     attention: Attention = FULL_ATTENTION
+    extension: RopeExtension | None = None
 
 
 def load_model(
@@ -67,6 +68,7 @@ def load_model(
             kv_format=choice.kv_type,
             window=choice.attention.window,
             sink=choice.attention.sink,
+            extension=choice.extension,
             registry=registry,
             encode=encode,
         )
@@ -102,7 +104,13 @@ def planned_devices(
 
 def graph_options(choice: Choice) -> GraphOptions:
     attention = choice.attention
-    return GraphOptions(n_ctx=choice.n_ctx or 0, kv_format=choice.kv_type, window=attention.window, sink=attention.sink)
+    return GraphOptions(
+        n_ctx=choice.n_ctx or 0,
+        kv_format=choice.kv_type,
+        window=attention.window,
+        sink=attention.sink,
+        extension=choice.extension,
+    )
 
 
 def read_plan(path: str) -> Plan:

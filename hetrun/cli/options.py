@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from hetrun.errors import UsageError
+from hetrun.model.options import RopeExtension as RopeExtension
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -147,7 +148,7 @@ FULL_ATTENTION = Attention()
 
 
 def cache(function: F) -> F:
-    """--kv-type and --attention."""
+    """--kv-type, --attention and --rope-scaling."""
     return _apply(
         function,
         click.option(
@@ -158,6 +159,11 @@ def cache(function: F) -> F:
             "--attention", default="full", show_default=True, metavar="POLICY",
             callback=lambda ctx, parameter, value: Attention.parse(value),
             help="What each token sees: full, window=N (the last N), or sink=M,window=N (the first M, too).",
+        ),
+        click.option(
+            "--rope-scaling", "extension", metavar="KIND:FACTOR",
+            callback=lambda ctx, parameter, value: RopeExtension.parse(value) if value else None,
+            help="A context longer than the model was trained for: yarn:4 or linear:2. Answers get worse.",
         ),
     )  # fmt: skip
 

@@ -44,6 +44,7 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
 ) -> None:
     """Prints the perplexity of a text: exp of the mean of -ln p over the tokens.
 
@@ -56,7 +57,9 @@ def command(
 
     n_ctx = n_ctx or _default_ctx(model)
     started = time.perf_counter()
-    with load_model(model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)) as loaded:
+    with load_model(
+        model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
+    ) as loaded:
         load_s = time.perf_counter() - started
         tokenizer = loaded.tokenizer
         ids = loaded.tokenize(text, add_special=False)

@@ -96,6 +96,7 @@ def command(
     n_ctx: int | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
     save: str | None,
     load: str | None,
     explain: str | None,
@@ -119,7 +120,15 @@ def command(
     rules = [*map(Pin.parse, pins), *map(Forbid.parse, forbids)]
     request = Request(prompt_tokens, gen_tokens, objective=objective, target_tps=target_tps)
     loaded = read_plan(load) if load else None
-    choice = Choice(devices=devices, system=system, threads=threads, kv_type=kv_type, n_ctx=n_ctx, attention=attention)
+    choice = Choice(
+        devices=devices,
+        system=system,
+        threads=threads,
+        kv_type=kv_type,
+        n_ctx=n_ctx,
+        attention=attention,
+        extension=extension,
+    )
     if loaded and not devices and not system:
         choice = replace(choice, devices=tuple(dict.fromkeys((*loaded.devices, *loaded.used_devices))))
     name, header = read_header(model, shape, quant)

@@ -52,6 +52,7 @@ def command(
     plan_file: str | None,
     kv_type: str,
     attention: options.Attention,
+    extension: options.RopeExtension | None,
 ) -> None:
     """Runs a prompt of random tokens and some steps of decode, and shows what they took by device, kind of op, layer
     and what the device runs as one: predicted, measured, the error, and the share of the device's roof.
@@ -65,7 +66,7 @@ def command(
     if prompt_tokens == gen_tokens == 0:
         raise UsageError("nothing to profile", remedy="give --prompt-tokens or --gen-tokens more than 0")
     n_ctx = n_ctx or max(1, prompt_tokens) + gen_tokens
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention)
+    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
     with Recording(profile=True, trace=trace, html=html) as recording, load_model(model, choice) as loaded:
         run_once(loaded.session, prompt_tokens, gen_tokens)
         recording.begin(loaded)

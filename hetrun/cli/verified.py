@@ -56,6 +56,7 @@ def _run(task: Task, plan: Plan, choice: Choice, registry: Registry, path: Path)
         kv_format=choice.kv_type,
         window=choice.attention.window,
         sink=choice.attention.sink,
+        extension=choice.extension,
         registry=registry,
     ) as model:
         return measure(model.session, task.request.prompt_tokens, task.request.gen_tokens, _REPETITIONS)

@@ -27,8 +27,9 @@ Clock = Callable[[], float]
 TOKENS = (1, 4, 16, 64, 256)
 """Numbers of rows that are timed; costs between them are interpolated."""
 
-LEVELS = (8_000_000, 64_000_000, 256_000_000)
-"""Bytes of weights that a step of one token runs through: in the caches of a processor, partly so, and beyond them."""
+LEVELS = (8_000_000, 96_000_000, 256_000_000)
+"""Bytes of weights that a step of one token runs through: in the caches of a processor, as many as the smallest models
+have, of which caches hold some, and beyond them."""
 
 _RUN_S = 0.01  # a program is made as long as this where there are weights for it
 _SLOWEST_S = 0.3  # and left out where it takes longer

@@ -60,13 +60,16 @@ class Tokenizer:
     def eog_ids(self) -> frozenset[int]:
         return self._vocabulary.specials.eog_ids
 
-    def encode(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False, add_prefix: bool = True
+    ) -> list[int]:
         """The ids of a text. Bytes that are no UTF-8 become what llama.cpp makes of them: byte tokens (SentencePiece)
         or U+FFFD.
 
         add_special: put the beginning- and end-of-sequence tokens around it, where the model wants them.
         parse_special: read the text of control tokens ("<|im_start|>") as these tokens: for prompts made by a chat
         template, not for what a stranger wrote. Tokens that the model's users defined are always read so.
+        add_prefix: put the space before a text that SentencePiece models begin with; False where it goes on in a word.
         Lone surrogates, which no UTF-8 text has, count as U+FFFD.
         """
         # A byte that is not UTF-8 is a lone surrogate until its encoder sees it; no other surrogate is left.
@@ -75,7 +78,7 @@ class Tokenizer:
         ids: list[int] = []
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
-        after_special = True
+        after_special = add_prefix
         for fragment in self._fragments(text, parse_special):
             if isinstance(fragment, int):
                 ids.append(fragment)

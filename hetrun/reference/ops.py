@@ -137,6 +137,40 @@ def gated_activation(gate: F32Array, up: F32Array, function: str = "silu") -> F3
     return ACTIVATIONS[function](gate) * up
 
 
+def route(scores: F32Array, n_used: int, normalise: bool = True, factor: float = 1.0) -> F32Array:
+    """The softmax of each row where it is among the n_used largest (of equal ones the first), 0 elsewhere.
+
+    scores: [rows, n_experts].   normalise: divide by the sum of what is kept.   Times `factor`. A NaN in a row makes
+    all of it NaN.
+    """
+    weights = softmax(scores)
+    chosen = np.argsort(-scores, axis=-1, kind="stable")[:, :n_used]
+    kept = np.zeros_like(weights)
+    np.put_along_axis(kept, chosen, np.take_along_axis(weights, chosen, axis=-1), axis=-1)
+    if normalise:
+        kept = kept / kept.sum(axis=-1, keepdims=True)
+    kept = kept * np.float32(factor)
+    kept[np.isnan(scores).any(axis=-1)] = np.nan
+    return kept
+
+
+def experts(
+    x: F32Array, routes: F32Array, gate: F32Array, up: F32Array, down: F32Array, function: str = "silu"
+) -> F32Array:
+    """The sum over experts of route * down (f(gate x) * (up x)), over those whose route is not 0, in their order.
+
+    x: [rows, n_in].   routes: [rows, n_experts].   gate, up: [n_experts, n_ff, n_in].   down: [n_experts, n_out, n_ff].
+    """
+    out = np.zeros((len(x), down.shape[1]), np.float32)
+    for expert in range(len(gate)):
+        rows = np.flatnonzero(routes[:, expert])
+        if rows.size:
+            own = x[rows]
+            hidden = gated_activation(matmul(own, gate[expert]), matmul(own, up[expert]), function)
+            out[rows] += routes[rows, expert, None] * matmul(hidden, down[expert])
+    return out
+
+
 def add(a: F32Array, b: F32Array) -> F32Array:
     """a + b, elementwise."""
     return a + b
@@ -196,6 +230,15 @@ MEANINGS: dict[type[ops.Op], Meaning] = {
         op.soft_cap,
     ),
     ops.GatedActivation: lambda op, i: gated_activation(i.value(op.gate), i.value(op.up), op.function),
+    ops.Route: lambda op, i: route(i.value(op.x), op.n_used, op.normalise, op.factor),
+    ops.Experts: lambda op, i: experts(
+        i.value(op.x),
+        i.value(op.routes),
+        i.weight(op.gate.name),
+        i.weight(op.up.name),
+        i.weight(op.down.name),
+        op.function,
+    ),
     ops.Add: lambda op, i: add(i.value(op.a), i.value(op.b)),
     ops.Scale: lambda op, i: scale(i.value(op.x), op.factor),
     ops.SoftCap: lambda op, i: soft_cap(i.value(op.x), op.cap),

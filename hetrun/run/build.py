@@ -90,7 +90,7 @@ def build(
 ) -> Runtime:
     """Opens and loads everything, or frees what it had opened and raises what went wrong.
 
-    weights: raw blocks by name, valid until the runtime is closed.
+    weights: raw blocks of a tensor of the file by its name, valid until the runtime is closed.
     """
     with ExitStack() as resources:
         builder = _Builder(graph, plan, found, weights, max_tokens, max_outputs, resources)
@@ -112,7 +112,7 @@ class _Builder:
         self.graph = graph
         self.plan = plan
         self.found = {d: select_device(found, d) for d in plan.used_devices}
-        self.blocks = {name: weights(name) for name in graph.weights}
+        self.blocks = {name: weight.blocks(weights) for name, weight in graph.weights.items()}
         self.max_tokens = max_tokens
         self.max_outputs = max_outputs
         self.resources = resources

@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
 
@@ -181,19 +182,18 @@ class _Vocabulary:
 
     def __call__(self, text: bytes) -> list[int]:
         """The ids of text that must come as it is, such as a key of an object."""
-        return self._tokenizer.encode(text.decode("utf-8", "replace"), add_special=False)
+        return self._tokenizer.encode(text, add_special=False, add_prefix=False)
 
 
 def _package() -> ModuleType:
     try:
-        import llguidance
+        return import_module("llguidance")
     except ImportError as error:
         machine = platform.machine()
         remedy = "pip install 'hetrun[grammar]'"
         if machine not in ("x86_64", "aarch64", "AMD64", "arm64"):
             remedy += f"; it has no wheel for {machine}, so that needs a Rust compiler: rustup.rs"
         raise UsageError(f"JSON schemas and grammars need the package llguidance ({error})", remedy=remedy) from None
-    return llguidance
 
 
 def _first_line(text: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,14 @@ from hetrun.ops import (
     Attention,
     Bias,
     Embedding,
+    Experts,
     GatedActivation,
     KvSpec,
     MatMul,
     Op,
     RmsNorm,
     Rope,
+    Route,
     Rows,
     Scale,
     SelectRows,
@@ -88,7 +91,20 @@ def segment_of(name: str, ops: tuple[Op, ...], outputs: tuple[Value, ...], batch
 def random_inputs(segment: Segment, batch: Batch, spread: float = 1.0) -> dict[str, NDArray[np.float32]]:
     """Gaussian values for each input, the same for the same segment.   Each [rows, width] float32."""
     rng = np.random.default_rng(zlib.crc32(segment.name.encode()))
-    return {v.name: rng.normal(0.0, spread, (batch.rows(v.rows), v.width)).astype(np.float32) for v in segment.inputs}
+    values = {v.name: rng.normal(0.0, spread, (batch.rows(v.rows), v.width)).astype(np.float32) for v in segment.inputs}
+    for op in segment.ops:
+        if isinstance(op, Experts) and op.routes.name in values:
+            values[op.routes.name] = _few(values[op.routes.name], op.n_used)
+    return values
+
+
+def _few(scores: NDArray[np.float32], n_used: int) -> NDArray[np.float32]:
+    """The n_used largest of each row as shares of one, and zeros. Every third row uses one less."""
+    kept = np.zeros_like(scores)
+    for row, (to, values) in enumerate(zip(kept, np.abs(scores), strict=True)):
+        chosen = np.argsort(-values)[: max(1, n_used - (row % 3 == 2))]
+        to[chosen] = values[chosen] / values[chosen].sum()
+    return kept
 
 
 def weight(name: str, type_name: str, *shape: int) -> Weight:
@@ -104,7 +120,7 @@ def prompt(n_tokens: int, slot: int = 0, start: int = 0, outputs: tuple[int, ...
 
 def op_cases() -> list[OpCase]:
     """All cases, the same list in every run."""
-    return [*_matmul(), *_embedding(), *_elementwise(), *_norm(), *_rope(), *_attention()]
+    return [*_matmul(), *_embedding(), *_elementwise(), *_norm(), *_rope(), *_experts(), *_attention()]
 
 
 def _matmul() -> Iterator[OpCase]:
@@ -180,6 +196,39 @@ def _rope() -> Iterator[OpCase]:
             yield OpCase(f"rope-{layout}-{name}", op, batch)
 
 
+def _experts() -> Iterator[OpCase]:
+    for n_tokens, n_experts, n_used in ((1, 8, 2), (7, 8, 2), (7, 5, 5), (33, 60, 4)):
+        for name, normalise, factor in (("", True, 1.0), ("-raw", False, 2.5)):
+            op = Route("blk.0.ffn_route", Value("scores", n_experts), n_used, normalise, factor)
+            yield OpCase(f"route{name}-{n_used}of{n_experts}-{n_tokens}", op, prompt(n_tokens), spread=2.0)
+    equal = Route("blk.0.ffn_route", Value("scores", 8), 3)
+    yield OpCase("route-equal-3of8-7", equal, prompt(7), spread=0.0)
+    for type_name, n_in, n_ff, n_out in (
+        ("F32", 33, 17, 35),
+        ("F16", 64, 48, 64),
+        ("Q8_0", 96, 64, 67),
+        ("Q4_0", 64, 160, 64),
+        ("Q4_K", 256, 256, 64),
+        ("Q6_K", 256, 512, 33),
+    ):
+        for n_tokens in (1, 7, 33):
+            yield OpCase(
+                f"experts-{type_name}-{n_tokens}x{n_in}x{n_ff}",
+                experts_op(type_name, 6, 2, n_in, n_ff, n_out, "silu" if n_tokens != 33 else "gelu"),
+                prompt(n_tokens),
+            )
+    mixed = replace(experts_op("Q8_0", 4, 1, 64, 32, 64, "silu"), down=weight("blk.0.ffn_down_exps", "F16", 4, 64, 32))
+    yield OpCase("experts-Q8_0-F16-7x64x32", mixed, prompt(7))
+
+
+def experts_op(
+    type_name: str, n_experts: int, n_used: int, n_in: int, n_ff: int, n_out: int, function: Literal["silu", "gelu"]
+) -> Experts:
+    gate, up = (weight(f"blk.0.ffn_{n}_exps", type_name, n_experts, n_ff, n_in) for n in ("gate", "up"))
+    down = weight("blk.0.ffn_down_exps", type_name, n_experts, n_out, n_ff)
+    return Experts("blk.0.ffn_exps", Value("x", n_in), Value("routes", n_experts), n_used, gate, up, down, function)
+
+
 @dataclass(frozen=True)
 class Heads:
     """Shape of an attention op."""
@@ -204,6 +253,7 @@ def _attention() -> Iterator[OpCase]:
         "9h3kv64d": Heads(9, 3, 64),
         "4h4kv32d": Heads(4, 4, 32),
         "8h1kv128d": Heads(8, 1, 128),
+        "4h1kv256d": Heads(4, 1, 256),
         "4h2kv32d-scale": Heads(scale=0.5),
         "4h2kv32d-soft_cap": Heads(scale=1.0, soft_cap=5.0),
         "4h2kv32d-window": Heads(kv={"window": 5, "slack": 40}),

@@ -16,12 +16,14 @@ from hetrun.ops import (
     Attention,
     Bias,
     Embedding,
+    Experts,
     GatedActivation,
     KvSpec,
     MatMul,
     Op,
     RmsNorm,
     Rope,
+    Route,
     Scale,
     SelectRows,
     SoftCap,
@@ -68,11 +70,13 @@ class Oracle:
                 return rope(op, x[0], np.asarray(batch.positions, np.float64))
             case Attention():
                 return self._attention(op, x[0], x[1], x[2], batch)
-            case GatedActivation(function="silu"):
-                return x[0] / (1 + np.exp(-x[0])) * x[1]
-            case GatedActivation():
-                inner = np.sqrt(2 / np.pi) * (x[0] + 0.044715 * x[0] ** 3)
-                return 0.5 * x[0] * (1 + np.tanh(inner)) * x[1]
+            case GatedActivation(function=function):
+                return activation(x[0], function) * x[1]
+            case Route():
+                return np.stack([route(op, row) for row in x[0]]) if len(x[0]) else x[0]
+            case Experts(function=function):
+                by_expert = [activation(x[0] @ g.T, function) * (x[0] @ u.T) @ d.T for g, u, d in zip(*w, strict=True)]
+                return sum(np.where(r[:, None] == 0, 0, r[:, None] * y) for r, y in zip(x[1].T, by_expert, strict=True))
             case Add():
                 return x[0] + x[1]
             case Scale(factor=factor):
@@ -102,6 +106,22 @@ class Oracle:
                 cut = slice(head * op.kv.head_dim, (head + 1) * op.kv.head_dim)
                 out[row, cut] = weights @ values[:, head_kv] / weights.sum()
         return out
+
+
+def activation(x: Matrix, function: str) -> Matrix:
+    """What a gate goes through, elementwise."""
+    if function == "silu":
+        return x / (1 + np.exp(-x))
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def route(op: Route, scores: Matrix) -> Matrix:
+    """One row's weights of the experts.   scores: [n_experts]."""
+    weights = np.exp(scores - scores.max())
+    weights = weights / weights.sum()
+    chosen = sorted(range(len(scores)), key=lambda e: -scores[e])[: op.n_used]
+    kept = np.array([weights[e] if e in chosen or np.isnan(weights[e]) else 0 for e in range(len(scores))])
+    return op.factor * kept / (kept.sum() if op.normalise else 1)
 
 
 def is_visible(kv: KvSpec, query: int, key: int) -> bool:

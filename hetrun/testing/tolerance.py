@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hetrun.ops import Attention, Embedding, GatedActivation, MatMul, Op
+from hetrun.ops import Attention, Embedding, Experts, GatedActivation, MatMul, Op
 
 # Float32 sums of up to a few thousand terms: relative error about 1e-6, squared 1e-12; room for any order of summation.
 _FLOAT32_SUM = 1e-9
@@ -33,19 +33,27 @@ _BY_KIND = {
     "gated_activation": 1e-8,  # an exp or tanh good to 1e-4, as polynomial ones are
     "soft_cap": 1e-8,
     "select_rows": 0.0,  # a copy
+    "route": 1e-8,  # an exp good to 1e-4
 }
 
 
 def bound(op: Op) -> float:
     """The largest NMSE of one op."""
     if isinstance(op, MatMul):
-        name = op.weight.type.name
-        return _FLOAT32_SUM if name == "F32" else _HALF_ACTIVATIONS.get(name, _INT8_ACTIVATIONS)
+        return _of_matmul(op.weight.type.name)
+    if isinstance(op, Experts):
+        # Two matmuls one after the other, the second of products.
+        first, second = (_of_matmul(weight.type.name) for weight in (op.gate, op.down))
+        return first + (_INT8_PRODUCTS if second == _INT8_ACTIVATIONS else second)
     if isinstance(op, Attention):
         return _KV.get(op.kv.format, 5e-4)
     if isinstance(op, Embedding) and op.weight.type.name == "F32":
         return 0.0
     return _BY_KIND[op.kind]
+
+
+def _of_matmul(type_name: str) -> float:
+    return _FLOAT32_SUM if type_name == "F32" else _HALF_ACTIVATIONS.get(type_name, _INT8_ACTIVATIONS)
 
 
 def bound_of_run(ops: Sequence[Op], block: Sequence[Op] = ()) -> float:

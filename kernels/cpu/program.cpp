@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <system_error>
 
+#include "experts.h"
 #include "gguf_blocks.h"
 #include "pack.h"
 
@@ -187,6 +188,7 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
     s.head_dim = raw.head_dim;
     s.f0 = raw.f0;
     s.f1 = raw.f1;
+    s.n_used = raw.n_used;
     const auto pick = [](auto& table, int32_t index, auto& out) {
         if (index >= static_cast<int64_t>(table.size())) return false;
         if (index >= 0) out = &table[static_cast<size_t>(index)];
@@ -277,14 +279,34 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
         case HETRUN_SELECT:
             good = s.in[0] && s.out && !s.in[0]->outputs && s.out->outputs && s.in[0]->width == s.out->width;
             break;
+        case HETRUN_ROUTE: good = same(s.in[0], s.out) && s.n_used >= 1 && s.n_used <= s.out->width; break;
+        case HETRUN_EXPERTS_UP:
+        case HETRUN_EXPERTS_DOWN: good = resolve_experts(s); break;
         default: break;
     }
     return good ? HETRUN_OK : HETRUN_BAD_PROGRAM;
 }
 
+bool Program::resolve_experts(Step& s) {
+    const bool up = s.kind == HETRUN_EXPERTS_UP;
+    if (!s.in[0] || !s.in[1] || !s.out || !s.weight[0] || (up && !s.weight[1])) return false;
+    const size_t n_experts = s.in[1]->width, n_columns = s.weight[0]->n_columns, n_rows = s.weight[0]->n_rows / n_experts;
+    if (s.in[0]->outputs != s.out->outputs || s.in[1]->outputs != s.out->outputs || s.function > HETRUN_GELU) return false;
+    if (s.n_used < 1 || s.n_used > n_experts || n_rows < 1) return false;
+    bool int8 = false, floats = false;
+    for (int i = 0; i < (up ? 2 : 1); ++i) {
+        const WeightView& w = *s.weight[i];
+        if (w.n_rows != n_experts * n_rows || w.n_columns != n_columns) return false;
+        (block_size(w.type).elements > 1 ? int8 : floats) = true;
+    }
+    s.expert_input = PreparedLayout(n_columns, int8, floats);
+    return up ? s.in[0]->width == n_columns && s.out->width == s.n_used * n_rows
+              : s.in[0]->width == s.n_used * n_columns && s.out->width == n_rows;
+}
+
 int Program::allocate_scratch() {
     const size_t max_rows = static_cast<size_t>(std::max(spec_.max_tokens, spec_.max_outputs));
-    size_t prepared = 0, matmul = 0, row = 0, queries = 0, sums = 0, attend = 0, parts = 0, n_slots = 0;
+    size_t prepared = 0, matmul = 0, row = 0, queries = 0, sums = 0, attend = 0, parts = 0, experts = 0, n_slots = 0;
     size_t tiles = 0;  // gate and up take two
     for (const Step& s : steps_) {
         if (s.kind == HETRUN_PREPARE) {
@@ -293,6 +315,9 @@ int Program::allocate_scratch() {
         } else if (s.kind == HETRUN_MATMUL) {
             matmul = std::max({matmul, matmul_scratch_bytes(s.in[0]->prepared.n), kGemmScratchBytes});
             tiles = std::max<size_t>(tiles, s.weight[1] ? 2 : 1);
+        } else if (s.kind == HETRUN_EXPERTS_UP || s.kind == HETRUN_EXPERTS_DOWN) {
+            matmul = std::max(matmul, matmul_scratch_bytes(s.expert_input.n));
+            experts = std::max(experts, experts_scratch_bytes(s, max_rows));
         } else if (s.kind == HETRUN_KV_STORE || s.kind == HETRUN_ATTEND) {
             const hetrun_kv_spec& kv = s.state->spec();
             const size_t dim = static_cast<size_t>(kv.head_dim);
@@ -319,7 +344,7 @@ int Program::allocate_scratch() {
         ends.insert(ends.end(), {begin + nbytes, end});
         return begin;
     };
-    layout_ = {place(prepared), place(matmul), place(tile), place(row), place(queries), place(sums), place(attend), place(parts), 0};
+    layout_ = {place(prepared), place(matmul), place(tile), place(row), place(queries), place(sums), place(attend), place(parts), place(experts), 0};
     layout_.stride = round_up(end, 4096);
     chunks_.resize(n_slots);
     if (!scratch_.allocate(product(layout_.stride, device_.pool->size()))) return HETRUN_NO_MEMORY;

@@ -62,6 +62,8 @@ struct Step {
     const RopeTable* rope;
     size_t head_dim;
     float f0, f1;
+    size_t n_used;
+    PreparedLayout expert_input;  // of EXPERTS_UP and EXPERTS_DOWN: a token's part of in[0]
     const Step* next_matmul = nullptr;  // of packed weights
     bool rows_read = false, panels_read = false;  // which form of a PREPARE the matmuls after it want
     bool fills_panels = false;  // of in[1], instead of writing out (MATMUL); was filled so (PREPARE): of many tokens
@@ -69,7 +71,7 @@ struct Step {
 
 // What each thread has for itself, at byte offsets from the start of its part of the scratch.
 struct ScratchLayout {
-    size_t prepared, matmul, tile, row, queries, sums, attend, parts, stride;
+    size_t prepared, matmul, tile, row, queries, sums, attend, parts, experts, stride;
 };
 
 // So few rows are prepared by every thread for itself, which costs less than a barrier.
@@ -95,6 +97,7 @@ private:
     int resolve_tables();
     int resolve_step(const hetrun_step& raw, Step& step);
     int resolve_filling(Step& matmul);
+    bool resolve_experts(Step& step);
     int vector_of(int32_t index, size_t width, const float*& out);
     int allocate_scratch();
     int check(const hetrun_batch& batch, uint64_t& detail);

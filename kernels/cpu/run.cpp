@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "experts.h"
 #include "pack.h"
 #include "program.h"
 
@@ -93,6 +94,8 @@ private:
     AttendArgs attend_args(const Step& s, uint32_t thread, size_t first_token, size_t n_tokens, size_t first_head, size_t n_heads);
     void elementwise(const Step& s, uint32_t thread);
     void select(const Step& s, uint32_t thread);
+    void routes(const Step& s, uint32_t thread);
+    void experts(const Step& s, uint32_t thread);
 
     size_t rows(const Value& v) const { return static_cast<size_t>(v.outputs ? batch_.n_outputs : batch_.n_tokens); }
     uint8_t* scratch(uint32_t thread, size_t offset) const {
@@ -136,6 +139,9 @@ void Run::execute(const Step& s, uint32_t thread) {
         case HETRUN_KV_STORE: return kv_store(s, thread);
         case HETRUN_ATTEND: return attend(s, thread);
         case HETRUN_SELECT: return select(s, thread);
+        case HETRUN_ROUTE: return routes(s, thread);
+        case HETRUN_EXPERTS_UP:
+        case HETRUN_EXPERTS_DOWN: return experts(s, thread);
         default: return elementwise(s, thread);
     }
 }
@@ -475,6 +481,20 @@ void Run::select(const Step& s, uint32_t thread) {
     const Range r = share(rows(*s.out), thread);
     for (size_t i = r.begin; i < r.end; ++i)
         std::memcpy(s.out->row(i), s.in[0]->row(static_cast<size_t>(batch_.outputs[i])), s.out->width * sizeof(float));
+}
+
+void Run::routes(const Step& s, uint32_t thread) {
+    const Range r = share(rows(*s.out), thread);
+    for (size_t i = r.begin; i < r.end; ++i)
+        route(s.in[0]->row(i), s.out->width, s.n_used, s.flags & HETRUN_ROUTE_NORMALISE, s.f0, s.out->row(i));
+}
+
+void Run::experts(const Step& s, uint32_t thread) {
+    const bool up = s.kind == HETRUN_EXPERTS_UP;
+    const Range r = share(s.weight[0]->n_rows / s.in[1]->width, thread, 4);
+    if (r.begin >= r.end) return;
+    const ExpertsArgs args{&k_, &s, rows(*s.out), r.begin, r.end, scratch(thread, p_.layout_.experts), scratch(thread, p_.layout_.matmul)};
+    up ? experts_up(args) : experts_down(args);
 }
 
 int Program::check(const hetrun_batch& batch, uint64_t& detail) {

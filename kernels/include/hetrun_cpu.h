@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_CPU_ABI 3
+#define HETRUN_CPU_ABI 4
 #define HETRUN_API __attribute__((visibility("default")))
 
 enum hetrun_status {
@@ -63,7 +63,14 @@ enum hetrun_step_kind {
     HETRUN_SCALE = 11,     /* out = in[0] * f0 */
     HETRUN_SOFT_CAP = 12,  /* out = f0 * tanh(in[0] / f0) */
     HETRUN_SELECT = 13,    /* out = rows of in[0] that the batch's outputs name */
-    HETRUN_STEP_KINDS = 14
+    HETRUN_ROUTE = 14,     /* out = softmax of each row of in[0] where it is among the n_used largest, 0 elsewhere; divided by the
+                              sum of what is kept (HETRUN_ROUTE_NORMALISE), times f0 */
+    HETRUN_EXPERTS_UP = 15, /* out = function(in[0] weight[0][e]^T) * (in[0] weight[1][e]^T) for the experts e of a row, whose
+                              routes in in[1] are not 0, side by side in ascending order: [rows, n_used * n_ff]. Weights hold
+                              the matrices of all experts, one after the other */
+    HETRUN_EXPERTS_DOWN = 16, /* out = sum over the experts e of a row, in ascending order, of in[1][e] * in[0][e's part]
+                              weight[0][e]^T; NaN where a row has more than n_used */
+    HETRUN_STEP_KINDS = 17
 };
 
 enum hetrun_step_flag {
@@ -71,7 +78,8 @@ enum hetrun_step_flag {
     HETRUN_BARRIER_IF_SHARED = 2, /* only where the PREPARE before it was shared out among the threads */
     HETRUN_PREPARE_INT8 = 4,
     HETRUN_PREPARE_FLOAT = 8,
-    HETRUN_ROPE_HALF = 16 /* pairs (i, i + n_pairs) instead of (2i, 2i + 1) */
+    HETRUN_ROPE_HALF = 16, /* pairs (i, i + n_pairs) instead of (2i, 2i + 1) */
+    HETRUN_ROUTE_NORMALISE = 32
 };
 
 enum hetrun_function { HETRUN_SILU = 0, HETRUN_GELU = 1 };
@@ -96,7 +104,7 @@ struct hetrun_step { /* 64 bytes */
     uint32_t function;
     float f0;
     float f1;
-    uint32_t reserved;
+    uint32_t n_used; /* experts of a row */
 };
 
 struct hetrun_value {

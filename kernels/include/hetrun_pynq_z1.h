@@ -149,6 +149,7 @@ int32_t hetrun_pynq_copy_uncached(uint8_t* target, const uint8_t* source, uint64
 // A board that is simulated by the engine's own source: `memory` is its DDR from physical address 0 on.
 typedef struct hetrun_pynq_csim hetrun_pynq_csim;
 hetrun_pynq_csim* hetrun_pynq_csim_create(uint8_t* memory, uint64_t nbytes);
+void hetrun_pynq_csim_threads(hetrun_pynq_csim* board, uint32_t n);  // that share its work; one at first
 void hetrun_pynq_csim_destroy(hetrun_pynq_csim* board);
 uint32_t hetrun_pynq_csim_read(void* board, uint32_t offset);
 void hetrun_pynq_csim_write(void* board, uint32_t offset, uint32_t value);

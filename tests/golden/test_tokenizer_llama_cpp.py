@@ -72,6 +72,7 @@ def test_own_reader_gives_the_tokens_that_the_gguf_package_reads(name: str) -> N
     own = Tokenizer.from_metadata(ModelFile.open(path).metadata)
     plain = Tokenizer.from_metadata(make_goldens.read_vocabulary(path))
     assert [own.token_bytes(i) for i in range(own.n_vocab)] == [plain.token_bytes(i) for i in range(plain.n_vocab)]
+    assert own.pieces() == [own.token_bytes(i) for i in range(own.n_vocab)]
 
 
 @pytest.mark.parametrize("mode", ["plain", "parsed"])

@@ -46,23 +46,59 @@ def quantised(x: Floats, block: int, padded: int) -> tuple[npt.NDArray[np.int64]
 
 def multiply(name: str, blocks: npt.NDArray[np.uint8], x: Floats) -> Floats:
     """y [tokens, rows] as the engine defines it."""
-    elements, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
-    rows, columns = len(blocks), blocks.shape[1] // nbytes * elements
-    padded = columns if name in SUPER else -(-columns // 64) * 64
-    codes, scales = quantised(x, elements, padded)
-    d, m, products, minima = _integers(name, blocks.reshape(rows, -1, nbytes), codes[:, :columns])
-    n_sums = 1 if name in SUPER else 2
-    sums = np.zeros((n_sums, len(x), rows), np.float32)
-    begun = [False] * n_sums
-    for b in range(columns // elements):
-        part = b % n_sums
-        term = _flushed(_flushed(d[None, :, b] * scales[:, b, None]) * products[b].astype(np.float32))
-        sums[part] = _flushed(sums[part] + term) if begun[part] else term
-        begun[part] = True
-        if m is not None:
-            least = _flushed(_flushed(m[None, :, b] * scales[:, b, None]) * minima[b].astype(np.float32))
-            sums[part] = _flushed(sums[part] - least if name in SUPER else sums[part] + least)
-    return sums[0] if n_sums == 1 else _flushed(sums[0] + sums[1])
+    return Matrix(name, blocks).multiply(x)
+
+
+class Matrix:
+    """A weight whose blocks are taken apart once.
+
+    The integers come from the gguf package's floats: with d and m set to one (or zero), what it dequantises is
+    scale * code (or minimum), an integer. d, m [blocks, rows]; codes, minima [blocks, columns of a block, rows].
+    """
+
+    def __init__(self, name: str, blocks: npt.NDArray[np.uint8]) -> None:
+        self.name = name
+        self.elements, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+        self.columns = blocks.shape[1] // nbytes * self.elements
+        blocks = blocks.reshape(len(blocks), -1, nbytes)
+        with_d, with_m = halves(name)[0], halves(name)[1:]
+        self.d = _half(blocks, with_d)
+        self.codes = _dequantised(name, blocks, {with_d: 1.0, **{offset: 0.0 for offset in with_m}})
+        self.m = _half(blocks, with_m[0]) if with_m else None
+        if with_m:
+            minima = _dequantised(name, blocks, {with_d: 0.0, with_m[0]: 1.0})
+            self.minima = minima[:, ::16] * np.int16(-1 if name in SUPER else 1)  # one for sixteen columns
+            assert np.array_equal(np.repeat(minima[:, ::16], 16, axis=1), minima)
+
+    def multiply(self, x: Floats) -> Floats:
+        """y [tokens, rows] as the engine defines it."""
+        name, elements, count = self.name, self.elements, len(self.d)
+        padded = self.columns if name in SUPER else -(-self.columns // 64) * 64
+        codes, scales = quantised(x, elements, padded)
+        codes = codes[:, : self.columns].reshape(len(x), count, elements).swapaxes(0, 1)
+        xd = scales.T[:count, :, None]
+        terms = _flushed(_flushed(self.d[:, None] * xd) * _products(codes, self.codes))
+        if self.m is not None:
+            sums = codes.reshape(count, len(x), -1, 16).sum(axis=3)
+            least = _flushed(_flushed(self.m[:, None] * xd) * _products(sums, self.minima))
+        n_sums = 1 if name in SUPER else 2
+        parts: list[Floats] = []
+        for b in range(count):
+            part = b % n_sums
+            if b < n_sums:
+                parts.append(terms[b])
+            else:
+                parts[part] = _flushed(parts[part] + terms[b])
+            if self.m is not None:
+                parts[part] = _flushed(parts[part] - least[b] if name in SUPER else parts[part] + least[b])
+        return parts[0] if n_sums == 1 else _flushed(parts[0] + (parts[1] if count > 1 else np.float32(0)))
+
+
+def _products(x: npt.NDArray[np.int64], weights: npt.NDArray[np.int16]) -> Floats:
+    """x [blocks, tokens, n] times weights [blocks, n, rows], rounded once: the sums are exact in their type."""
+    bound = 127 * 16 * int(np.abs(weights).max(initial=0)) * weights.shape[1]
+    exact = np.float32 if bound < 1 << 24 else np.float64
+    return np.matmul(x.astype(exact), weights.astype(exact)).astype(np.float32) + np.float32(0)  # no zero is negative
 
 
 # 2^(-i / 256), 24 bits below the point.
@@ -92,41 +128,20 @@ def silu_times(gate: Floats, up: Floats) -> Floats:
 
 def _flushed(x: Floats) -> Floats:
     """Subnormal results become zero."""
-    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x).astype(np.float32)
-
-
-def _integers(
-    name: str, blocks: npt.NDArray[np.uint8], codes: npt.NDArray[np.int64]
-) -> tuple[Floats, Floats | None, list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]:
-    """d and m [rows, blocks], and for each block the integer sums [tokens, rows] that they scale.
-
-    The integers come from the gguf package's floats: with d and m set to one (or zero), what it dequantises is
-    scale * code (or minimum), an integer.
-    """
-    with_d, with_m = halves(name)[0], halves(name)[1:]
-    elements = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0]
-    d = _half(blocks, with_d)
-    weights = _dequantised(name, blocks, {with_d: 1.0, **{offset: 0.0 for offset in with_m}})
-    x = codes.reshape(len(codes), -1, elements)
-    products = [x[:, b] @ weights[:, b].T for b in range(weights.shape[1])]
-    if not with_m:
-        return d, None, products, []
-    # Of super-blocks the minimum is subtracted.
-    sign = -1 if name in SUPER else 1
-    least = sign * _dequantised(name, blocks, {with_d: 0.0, with_m[0]: 1.0})
-    return d, _half(blocks, with_m[0]), products, [x[:, b] @ least[:, b].T for b in range(least.shape[1])]
+    subnormal = np.abs(x) < np.finfo(np.float32).tiny
+    return np.where(subnormal, np.copysign(np.float32(0), x), x) if subnormal.any() else x
 
 
 def _half(blocks: npt.NDArray[np.uint8], offset: int) -> Floats:
-    return blocks[:, :, offset : offset + 2].copy().view("<f2")[..., 0].astype(np.float32)
+    return blocks[:, :, offset : offset + 2].copy().view("<f2")[..., 0].astype(np.float32).T.copy()
 
 
-def _dequantised(name: str, blocks: npt.NDArray[np.uint8], set_to: dict[int, float]) -> npt.NDArray[np.int64]:
+def _dequantised(name: str, blocks: npt.NDArray[np.uint8], set_to: dict[int, float]) -> npt.NDArray[np.int16]:
     changed = blocks.copy()
     for offset, value in set_to.items():
         changed[:, :, offset : offset + 2] = np.array([value], "<f2").view(np.uint8)
     rows, count, nbytes = changed.shape
     values = gguf.quants.dequantize(changed.reshape(rows, count * nbytes), gguf.GGMLQuantizationType[name])
-    integers = np.rint(values).astype(np.int64)
+    integers = np.rint(values).astype(np.int16)
     assert np.array_equal(integers, values)
-    return integers.reshape(rows, count, -1)
+    return integers.reshape(rows, count, -1).transpose(1, 2, 0).copy()

@@ -28,9 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "kernels" / "pynq_z1"
 
 
-def matmul_on(driver: PynqZ1Driver, name: str, blocks: np.ndarray, x: np.ndarray, columns: int) -> np.ndarray:
+def matmul_on(
+    driver: PynqZ1Driver, name: str, blocks: np.ndarray, x: np.ndarray, columns: int, **settings: object
+) -> np.ndarray:
     """y of the device, through the contract."""
-    info, *_ = driver.probe({"memory_bytes": 64 << 20})
+    info, *_ = driver.probe({"memory_bytes": 64 << 20, **settings})
     weight = Weight("w", TENSOR_TYPES[name], (len(blocks), columns))
     value = Value("x", columns)
     op = MatMul("y", value, weight)
@@ -75,6 +77,17 @@ def test_rows_beyond_one_descriptor_and_tokens_beyond_one_pass(name: str) -> Non
     x = rng.standard_normal((2 * definition().numbers["TOKENS"] + 1, 256)).astype(np.float32)
     y = matmul_on(PynqZ1Driver(), name, blocks, x, 256)
     assert np.array_equal(y.view(np.uint32), engine_order.multiply(name, blocks, x).view(np.uint32))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_rows_and_change_no_bit(threads: int) -> None:
+    rng = np.random.default_rng(9)
+    blocks = engine_order.random_blocks(rng, "Q4_1", 1200, 576)
+    x = rng.standard_normal((3, 576)).astype(np.float32)
+    expected = engine_order.multiply("Q4_1", blocks, x)
+    for _ in range(5):
+        y = matmul_on(PynqZ1Driver(), "Q4_1", blocks, x, 576, threads=threads)
+        assert np.array_equal(y.view(np.uint32), expected.view(np.uint32))
 
 
 def test_products_that_vanish_are_flushed_as_the_fabric_does() -> None:
@@ -228,12 +241,50 @@ def test_the_engine_refuses_what_it_cannot_do() -> None:
     assert run(out=16386) == (number["BAD_ADDRESS"], 0)
 
 
+def test_a_transfer_that_is_not_aligned_is_an_error_with_the_engine_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = PynqZ1Driver()
+    info, *_ = driver.probe({"memory_bytes": 1 << 20})
+    weight, value = Weight("w", TENSOR_TYPES["Q4_0"], (8, 64)), Value("x", 64)
+    op = MatMul("y", value, weight)
+    segment = Segment("s", (op,), (value,), (op.output,), 1, 1)
+    device = driver.open(info)
+    try:
+        buffers = {v.name: device.alloc(segment.value_bytes(v)) for v in (value, op.output)}
+        blocks = memoryview(bytes(weight.nbytes))
+        loaded = device.loaded(weight, blocks)
+        address = loaded.address(0)
+        monkeypatch.setattr(loaded, "address", lambda row: address + 4)
+        executable = device.load(driver.compile(info, segment), {"w": blocks}, Bindings(buffers, {}))
+        with pytest.raises(DeviceError, match=r"pynq-z1:csim: segment s: the engine refused .*BAD_ADDRESS"):
+            executable.run(Batch.of([0], [0], [0], []))
+    finally:
+        device.close()
+
+
 def test_what_does_not_fit_the_block_ram_is_refused_with_the_reason() -> None:
     driver = PynqZ1Driver()
     info, *_ = driver.probe({})
     weight = Weight("blk.0.ffn_down.weight", TENSOR_TYPES["Q4_0"], (8, 8448))
     refusal = driver.estimate(info, MatMul("y", Value("x", 8448), weight), Workload(1, 0))
     assert "8448" in str(refusal) and "block RAM" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        (Weight("w", TENSOR_TYPES["Q4_0"], (8, 8448)), "w has rows of 8448; the engine's block RAM holds"),
+        (Weight("w", TENSOR_TYPES["IQ4_NL"], (8, 256)), "w has type IQ4_NL; the engine reads Q2_K"),
+        (Weight("w", TENSOR_TYPES["F16"], (8, 256)), "w has type F16; the engine reads Q2_K"),
+    ],
+    ids=["row", "iq4_nl", "f16"],
+)
+def test_what_is_refused_does_not_compile(weight: Weight, reason: str) -> None:
+    driver = PynqZ1Driver()
+    info, *_ = driver.probe({})
+    op = MatMul("y", Value("x", weight.shape[1]), weight)
+    segment = Segment("s", (op,), (op.x,), (op.output,), 1, 1)
+    with pytest.raises(DeviceError, match=f"y: {reason}"):
+        driver.compile(info, segment)
 
 
 def test_memory_that_runs_out_and_bad_settings_are_named() -> None:

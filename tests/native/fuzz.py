@@ -25,12 +25,14 @@ from hetrun.ops import (
     Attention,
     Bias,
     Embedding,
+    Experts,
     GatedActivation,
     KvSpec,
     MatMul,
     Op,
     RmsNorm,
     Rope,
+    Route,
     Scale,
     SelectRows,
     SoftCap,
@@ -181,12 +183,25 @@ class Case:
         rng, name = self.rng, f"blk.{layer}"
         n_ff = rng.choice((1, 7, 32, 96, 256, 288))
         normed = self.norm(f"{name}.ffn_norm", x)
+        if rng.random() < 0.25:
+            return self.add(Add(f"{name}.out", self.experts(name, normed, n_ff), x))
         gate, up = (self.matmul(f"{name}.{n}", normed, n_ff) for n in ("gate", "up"))
         gated = self.add(GatedActivation(f"{name}.act", gate, up, rng.choice(("silu", "gelu"))))
         down = self.matmul(f"{name}.down", gated, x.width)
         if rng.random() < 0.2:
             down = self.add(Scale(f"{name}.scale", down, 0.5))
         return self.add(Add(f"{name}.out", down, x))
+
+    def experts(self, name: str, x: Value, n_ff: int) -> Value:
+        rng, n_experts = self.rng, self.rng.randint(1, 9)
+        n_used = rng.randint(1, n_experts)
+        scores = self.matmul(f"{name}.router", x, n_experts)
+        routes = self.add(Route(f"{name}.routes", scores, n_used, rng.random() < 0.5))
+        gate, up, down = (
+            Weight(f"{name}.{part}s", self.matrix(part, 1, n_in).type, (n_experts, n_out, n_in))
+            for part, n_out, n_in in (("gate", n_ff, x.width), ("up", n_ff, x.width), ("down", x.width, n_ff))
+        )
+        return self.add(Experts(f"{name}.experts", x, routes, n_used, gate, up, down, rng.choice(("silu", "gelu"))))
 
     def blocks(self, weight: Weight) -> memoryview:
         """Raw blocks of any bits, or for half the tensors mild ones, which get further than a NaN would."""

@@ -95,7 +95,9 @@ def test_context_defaults_to_the_models_own_and_may_not_exceed_it():
 
 
 def test_an_unknown_architecture_is_named_with_what_is_supported():
-    with pytest.raises(UnsupportedModelError, match=r"'lama'.*supported: llama"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'lama'.*supported: gemma, .*llama.*qwen3moe.*'llama' is the nearest"
+    ):
         build(name="lama")
 
 
@@ -132,7 +134,10 @@ def with_tensor(name, shape):
         ({k: v for k, v in metadata().items() if "block_count" not in k}, None, ModelFileError, "lacks"),
         (metadata(**{"split.count": 3}), None, UnsupportedModelError, "one of 3 parts"),
         (metadata(**{"llama.attention.value_length": 8}), None, UnsupportedModelError, "different length"),
-        (None, with_tensor("rope_freqs.weight", (8,)), UnsupportedModelError, "rope_freqs"),
+        (None, with_tensor("rope_freqs.weight", (9,)), UnsupportedModelError, r"rope_freqs.weight is F32 \[9\].*\[8\]"),
+        (metadata(**{"llama.rope.scaling.type": "longrope"}), None, UnsupportedModelError, "rope_factors_short.weight"),
+        (metadata(**{"llama.vocab_size": 321}), None, ModelFileError, "321 tokens.*320 rows"),
+        (metadata(n_layers=1), None, ModelFileError, r"1 layers.*blk\.1\..*block_count"),
     ],
 )  # fmt: skip
 def test_metadata_and_tensors_that_disagree_are_named(meta, weights, error, message):

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import require
+from golden.tokenizer.make_goldens import FOLDER, read_vocabulary
 from models import tiny_llama
 
 import hetrun
 from hetrun.errors import UsageError
+from hetrun.model.tokenizer import Tokenizer
 from hetrun.run import constraint
 from hetrun.run.constraint import Constraint, Grammar, TokenTable
 from hetrun.run.sample import Sampler, Sampling, masked
@@ -234,3 +236,24 @@ def test_looking_at_the_best_token_alone_changes_nothing(
     thorough = model.generate("x", **settings)
     thorough.finish()
     assert quick.tokens == thorough.tokens
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("vocabulary", ["byte_level", "sentencepiece", "sentencepiece_phrases"])
+def test_every_kind_of_vocabulary_can_spell_a_schema(vocabulary: str, seed: int) -> None:
+    """Tokens drawn at random of those allowed. A text that must come as it is has no space put before it."""
+    metadata = read_vocabulary(FOLDER / f"{vocabulary}.gguf")
+    tokenizer = Tokenizer.from_metadata(metadata)
+    held = Constraint(Grammar("json_schema", json.dumps(PERSON), "schema"), TokenTable(tokenizer))
+    sampler = Sampler(Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed))
+    text = b""
+    for _ in range(200):
+        held.prepare()
+        token = held.choose(sampler, memoryview(array("f", [0.0] * tokenizer.n_vocab)))
+        if token in tokenizer.eog_ids:
+            break
+        text += tokenizer.token_bytes(token)
+        held.accept(token)
+        if held.complete:
+            break
+    assert sorted(json.loads(text)) == ["age", "name"]

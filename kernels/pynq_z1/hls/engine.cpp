@@ -18,6 +18,9 @@
 #include "master.h"
 #include "stream.h"
 #include "types.h"
+#ifdef HETRUN_PYNQ_FAST
+#include HETRUN_PYNQ_FAST  // host/fast.h
+#endif
 
 namespace hetrun::pynq {
 namespace {
@@ -231,7 +234,9 @@ void unpack(uint32_t format, uint32_t n_pairs, PairStream& in0, PairStream& in1,
 // Two's complement of n bits, or unsigned, from planes.
 void codes_of(const Packet& packet, const Format& f, Int<8> codes[kPacket]) {
 #pragma HLS INLINE
-#if defined(__SYNTHESIS__) || defined(HETRUN_PYNQ_AP)
+#ifdef HETRUN_PYNQ_FAST
+    codes_of_planes(packet.plane, f.bits, f.is_signed, codes);
+#else
     for (int k = 0; k < kPacket; ++k) {
 #pragma HLS UNROLL
         uint32_t code = 0;
@@ -242,18 +247,6 @@ void codes_of(const Packet& packet, const Format& f, Int<8> codes[kPacket]) {
         }
         codes[k] = static_cast<int8_t>(code);
     }
-#else
-    // Eight bits become eight bytes at once.
-    uint64_t bytes[kPacket / 8] = {};
-    for (int b = 0; b < f.bits; ++b) {
-        const bool extends = f.is_signed && b == f.bits - 1;
-        const uint64_t value = extends ? 0xffu & ~((1u << b) - 1) : 1u << b;
-        for (int i = 0; i < kPacket / 8; ++i) {
-            const uint64_t copies = (packet.plane[b] >> 8 * i & 0xff) * 0x0101010101010101u & 0x8040201008040201u;
-            bytes[i] |= ((copies + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u) * value;
-        }
-    }
-    std::memcpy(codes, bytes, sizeof bytes);
 #endif
 }
 
@@ -275,6 +268,9 @@ void dot16(const Int<8>* weights, const Int<8>* x0, const Int<8>* x1, uint32_t n
     }
     dot0 = low;
     dot1 = high;
+#elif defined(HETRUN_PYNQ_FAST)
+    dot0 = dot_of_sixteen(weights, x0);
+    dot1 = n == 2 ? dot_of_sixteen(weights, x1) : 0;
 #else
     int low = 0, high = 0;
     for (int k = 0; k < kSub; ++k) low += weights[k] * x0[k];
@@ -647,8 +643,16 @@ extern "C" void hetrun_pynq_engine(hetrun::pynq::Weights weights0, hetrun::pynq:
         if (state != HETRUN_PYNQ_STATUS_OK) break;
         load(inputs, d, codes, code_sums, scales);
         uint32_t own_busy = 0, own_stalls = 0;
+#ifdef HETRUN_PYNQ_FAST
+        run_in_slabs(d, own_busy, own_stalls, [&](const Descriptor& slab, uint32_t& slab_busy, uint32_t& slab_stalls) {
+            run(weights0, weights1, results, slab.weights / 8, pairs_of(slab), slab.format, slab.n_rows, slab.n_chunks, slab.n_tokens,
+                slab.mode, slab.gate_row, slab.out, slab.out_stride, slab.out_rows, slab.out_scales, slab.out_scale_stride, codes,
+                code_sums, scales, gates, slab_busy, slab_stalls);
+        });
+#else
         run(weights0, weights1, results, d.weights / 8, pairs_of(d), d.format, d.n_rows, d.n_chunks, d.n_tokens, d.mode, d.gate_row, d.out,
             d.out_stride, d.out_rows, d.out_scales, d.out_scale_stride, codes, code_sums, scales, gates, own_busy, own_stalls);
+#endif
         busy += own_busy;
         stalls += own_stalls;
         before = d;

@@ -1,6 +1,6 @@
 // hls::stream and dataflow regions on a host.
 //
-// Plain: each process of a region runs to its end before the next; streams grow as they must and remember how far.
+// Plain: each process of a region runs to its end before the next, and streams grow as they must.
 // HETRUN_PYNQ_BOUNDED: a thread a process and streams of the depth they are given; a deadlock ends the program with
 // kDeadlock and the names of the streams.
 #pragma once
@@ -27,12 +27,12 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <vector>
 #ifdef HETRUN_PYNQ_BOUNDED
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 #endif
 
 namespace hls {
@@ -80,10 +80,11 @@ public:
     stream(const stream&) = delete;
     stream& operator=(const stream&) = delete;
     ~stream() {
-        if (head_ != queue_.size()) {
-            std::fprintf(stderr, "stream %s: %zu values were never read\n", name_, queue_.size() - head_);
+        if (size() != 0) {
+            std::fprintf(stderr, "stream %s: %zu values were never read\n", name_, size());
             std::abort();
         }
+        delete[] values_;
     }
 
 #ifdef HETRUN_PYNQ_BOUNDED
@@ -91,7 +92,7 @@ public:
         Region& region = Region::get();
         std::unique_lock<std::mutex> lock(region.mutex);
         region.await(lock, [&] { return size() < depth(); }, name_, "write to");
-        queue_.push_back(value);
+        push(value);
         region.note();
     }
     T read() {
@@ -113,7 +114,7 @@ public:
         return depth_;
     }
 #else
-    void write(const T& value) { queue_.push_back(value); }
+    void write(const T& value) { push(value); }
     T read() {
         if (size() == 0) {
             std::fprintf(stderr, "stream %s is read while empty\n", name_);
@@ -128,19 +129,27 @@ public:
     }
 
 private:
-    size_t size() const { return queue_.size() - head_; }
+    size_t size() const { return end_ - head_; }
+    void push(const T& value) {
+        if (end_ == capacity_) grow();
+        values_[end_++] = value;
+    }
     T pop() {
-        const T value = queue_[head_++];
-        if (head_ == queue_.size()) {
-            queue_.clear();
-            head_ = 0;
-        }
+        const T value = values_[head_++];
+        if (head_ == end_) head_ = end_ = 0;
         return value;
+    }
+    void grow() {
+        capacity_ = 4 * capacity_ + 64;
+        T* values = new T[capacity_];
+        for (size_t i = head_; i < end_; ++i) values[i] = values_[i];
+        delete[] values_;
+        values_ = values;
     }
 
     const char* name_;
-    std::vector<T> queue_;
-    size_t head_ = 0;
+    T* values_ = nullptr;
+    size_t head_ = 0, end_ = 0, capacity_ = 0;
 #ifdef HETRUN_PYNQ_BOUNDED
     size_t depth_ = 0;
 #endif

@@ -9,6 +9,7 @@ import weakref
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State, StepTimes
@@ -448,4 +449,4 @@ def _state(bindings: Bindings, kv: KvSpec, segment: str) -> CpuState:
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    return 1 if len(shape) == 1 else shape[0]
+    return prod(shape[:-1])

@@ -18,11 +18,13 @@ from hetrun.ops import (
     Attention,
     Bias,
     Embedding,
+    Experts,
     GatedActivation,
     MatMul,
     Op,
     RmsNorm,
     Rope,
+    Route,
     Rows,
     Scale,
     SelectRows,
@@ -114,6 +116,11 @@ class _Lowering:
         elif isinstance(op, GatedActivation):
             step = Step(Kind.GATED, y.name, (op.gate.name, op.up.name), function=FUNCTIONS[op.function])
             self._emit(op, step, y)
+        elif isinstance(op, Route):
+            flags = Flag.ROUTE_NORMALISE if op.normalise else Flag.NONE
+            self._emit(op, Step(Kind.ROUTE, y.name, (op.x.name, None), flags=flags, n_used=op.n_used, f0=op.factor), y)
+        elif isinstance(op, Experts):
+            self._experts(op)
         elif isinstance(op, Add):
             self._emit(op, Step(Kind.ADD, y.name, (op.a.name, op.b.name)), y)
         elif isinstance(op, Bias):
@@ -126,6 +133,22 @@ class _Lowering:
             self._emit(op, Step(Kind.SELECT, y.name, (op.x.name, None)), y)
         else:
             raise DeviceError(f"{op.name}: the cpu device has no op {op.kind!r}")
+
+    def _experts(self, op: Experts) -> None:
+        """Two steps: what the experts of each row make of gate and up stands side by side between them."""
+        hidden = Value(f"{op.name}#hidden", op.n_used * op.gate.shape[1], op.x.rows)
+        up = Step(
+            Kind.EXPERTS_UP,
+            hidden.name,
+            (op.x.name, op.routes.name),
+            (op.gate, op.up),
+            function=FUNCTIONS[op.function],
+            n_used=op.n_used,
+            ops=(op.name,),
+        )
+        self._emit(None, up, hidden)
+        down = Step(Kind.EXPERTS_DOWN, op.name, (hidden.name, op.routes.name), (op.down, None), n_used=op.n_used)
+        self._emit(op, down, op.output)
 
     def _only_reader(self, value: Value) -> Op | None:
         """The op that alone reads the value, or None where there are more, or the value leaves the segment."""

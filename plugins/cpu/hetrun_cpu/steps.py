@@ -24,6 +24,9 @@ class Kind(IntEnum):
     SCALE = 11
     SOFT_CAP = 12
     SELECT = 13
+    ROUTE = 14
+    EXPERTS_UP = 15
+    EXPERTS_DOWN = 16
 
 
 class Flag(IntFlag):
@@ -33,6 +36,7 @@ class Flag(IntFlag):
     PREPARE_INT8 = 4
     PREPARE_FLOAT = 8
     ROPE_HALF = 16
+    ROUTE_NORMALISE = 32
 
 
 FUNCTIONS = {"silu": 0, "gelu": 1}
@@ -89,7 +93,7 @@ def _round_up(n: int, step: int) -> int:
 class Step:
     """One native step; values, weights, states and rope tables by name, None where it has none.
 
-    inputs, weights and biases are the pairs of the same names in `struct hetrun_step`.
+    inputs, weights and biases are the pairs of the same names in `struct hetrun_step`.   n_used: experts of a row.
     ops: names of the ops that it does or helps to do; none for what serves all of a segment (rope tables).
     """
 
@@ -102,6 +106,7 @@ class Step:
     rope: int | None = None
     flags: Flag = Flag.NONE
     head_dim: int = 0
+    n_used: int = 0
     function: int = 0
     f0: float = 0.0
     f1: float = 0.0
@@ -136,5 +141,5 @@ def pack(step: Step, values: dict[str, int], weights: dict[str, int], states: di
         step.function,
         step.f0,
         step.f1,
-        0,
+        step.n_used,
     )

@@ -93,7 +93,8 @@ class CsimBoard:
 
     FIRST_ADDRESS = 1 << 16  # nothing stands at address 0
 
-    def __init__(self, device_id: str, capacity_bytes: int) -> None:
+    def __init__(self, device_id: str, capacity_bytes: int, threads: int = 1) -> None:
+        """threads: of this machine that run the engine's rows; results are the same for any number."""
         self._subject = device_id
         self.engine = threading.Lock()
         self._capacity_bytes = capacity_bytes
@@ -109,6 +110,7 @@ class CsimBoard:
         self._board = lib.hetrun_pynq_csim_create(native.address_of(self._memory), size)
         if not self._board:
             raise AllocationError(f"{device_id}: no memory left")
+        lib.hetrun_pynq_csim_threads(self._board, threads)
         self._seam = native.Seam(
             self._board,
             ctypes.cast(lib.hetrun_pynq_csim_read, native.READ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ BOARD, STREAM, CSIM = "pynq-z1:0", "pynq-z1:stream", "pynq-z1:csim"
 # analytic: 512 MB of DDR3 less 110 MiB for Linux, the program and the KV cache.
 MEMORY_BYTES = 421_527_552
 
+MOST_HOST_THREADS = 16  # of csim: more would find no rows to run in a usual matmul
+
 
 @dataclass(frozen=True)
 class BoardInfo(DeviceInfo):
@@ -59,7 +62,7 @@ class PynqZ1Driver:
     predicted time. With `staging_bytes` the board is there a second time, as "pynq-z1:stream": weights of ops placed
     there stay in the host's memory and are copied for every step.
 
-    Settings: `hetrun_pynq_z1.settings`.
+    Settings: `hetrun_pynq_z1.settings`. threads: those of this machine that csim runs on.
     """
 
     name = "pynq-z1"
@@ -78,7 +81,8 @@ class PynqZ1Driver:
             backing="emulated",
             spaces=(MemorySpace(f"{CSIM}/{SPACE}", settings.memory_bytes or MEMORY_BYTES),),
             launch=launch_cost(),
-            model={} if default_mhz is None else {"clock_hz": default_mhz * 1e6},
+            model={"host_threads": float(_host_threads(config))}
+            | ({} if default_mhz is None else {"clock_hz": default_mhz * 1e6}),
             unavailable=unusable,
         )
         boards = [self._board_info(BOARD, board, absent, 0)]
@@ -173,4 +177,14 @@ class PynqZ1Driver:
             except HetrunError:
                 board.close()
                 raise
-        return PynqDevice(info, CsimBoard(info.id, info.spaces[0].capacity_bytes), TIMEOUT_S)
+        threads = int(info.model["host_threads"])
+        return PynqDevice(info, CsimBoard(info.id, info.spaces[0].capacity_bytes, threads), TIMEOUT_S)
+
+
+def _host_threads(config: Mapping[str, object]) -> int:
+    """Threads of this machine that csim may use: as many as it was given, else a core each."""
+    threads = config.get("threads")
+    if isinstance(threads, int) and threads >= 1:
+        return min(threads, MOST_HOST_THREADS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return min(cores, MOST_HOST_THREADS)

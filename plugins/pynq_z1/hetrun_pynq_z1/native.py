@@ -201,6 +201,7 @@ def library() -> ctypes.CDLL:
         "hetrun_pynq_design_timing": (None, [ctypes.POINTER(Design), u32, u32, u32, u32, u32, ctypes.POINTER(Timing)]),
         "hetrun_pynq_secda_matmul": (None, [u32, u32, u32, u32, u32, u32, ctypes.POINTER(SecdaTiming)]),
         "hetrun_pynq_csim_create": (pointer, [pointer, u64]),
+        "hetrun_pynq_csim_threads": (None, [pointer, u32]),
         "hetrun_pynq_csim_destroy": (None, [pointer]),
         "hetrun_pynq_csim_read": (u32, [pointer, u32]),
         "hetrun_pynq_csim_write": (None, [pointer, u32, u32]),

@@ -146,7 +146,7 @@ def test_slow_device_is_measured_in_bounded_time(measure: Measure) -> None:
     )  # fmt: skip
     driver = SimulatedDriver(slow)
     calibration = measure(driver, ("Q4_0",))
-    assert driver.clock.now_s < 120
+    assert driver.clock.now_s < 160
     behind = {int(o.program.rsplit(" ", 1)[1]) for o in calibration.observations if "attention" in o.group}
     assert {0, 32} <= behind and 1024 not in behind
     graph = LARGE.graph("Q4_0", 512)
