@@ -54,7 +54,7 @@ def find(name_or_path: str | Path, kind: str, noun: str) -> Path:
     names = shipped(kind)
     if text not in names:
         hint = near(text, names)
-        raise ConfigError(f"no {noun} {text!r}", remedy=f"{hint}; or give the path of a .toml file")
+        raise ConfigError(f"no {noun} {text!r}", remedy=f"{hint} (or give the path of a .toml file)")
     return resource_path(f"hetrun/configs/{kind}") / f"{text}.toml"
 
 

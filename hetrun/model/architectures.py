@@ -83,12 +83,6 @@ def build_graph(
             f"architecture {name!r} is not supported",
             remedy=f"supported: {', '.join(sorted(known))}" + (f"; {near[0]!r} is the nearest" if near else ""),
         )
-    n_parts = metadata.get("split.count", 0)
-    if n_parts not in (0, 1):  # 0: parts that were merged again
-        raise UnsupportedModelError(
-            f"the file is one of {n_parts} parts of a model",
-            remedy="join them first, with llama.cpp's llama-gguf-split --merge",
-        )
     if not tensors:
         raise ModelFileError(
             "the file holds a vocabulary but no tensors", remedy='only "hetrun tokenize" and "inspect" can use it'
