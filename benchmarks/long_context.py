@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import performance_page
-from peer import HERE, PEER, SMOLLM2, Worker, ask_quietly, model_path, peer_python, say
+from peer import HERE, PEER, SMOLLM2, Worker, ask_quietly, known_file, model_path, peer_python, say
 
 from hetrun.errors import HetrunError
 
@@ -29,6 +29,7 @@ PAGE = HERE.parent / "docs/long-context.md"
 PEER_TYPES = {"f16": "f16", "q8_0": "q8_0", "kv4": "q4_0", "kv4h": "q4_0"}
 SINK, WINDOW = 4, 2044
 STEPS, CHUNK = 16, 512  # of a decode and of a prefill test
+FILLED = SINK + WINDOW + CHUNK  # the shortest context whose prefill test finds the window full for every token
 HEADERS = ("KV, hetrun", "KV, llama.cpp", "test", "context", "hetrun", "llama.cpp", "ratio", "min", "max", "others")
 
 
@@ -80,26 +81,27 @@ def beside_peer(kv: str, args: argparse.Namespace, model: Path, peer: Path) -> I
 
 
 def windowed(kv: str, args: argparse.Namespace, model: Path) -> Iterator[Row]:
+    contexts = sorted({*args.contexts, FILLED})
     options = [f"kv_format={kv}", f"sink={SINK}", f"window={WINDOW}"]
     command = [
         sys.executable,
         HERE / "workers/hetrun_worker.py",
         model,
         str(args.threads),
-        str(max(args.contexts) + STEPS),
+        str(max(contexts) + STEPS),
         *options,
     ]
     with Worker(command) as ours:
         ours.ask("prefill 64")
-        samples: dict[int, list[tuple[float, float]]] = {context: [] for context in args.contexts}
-        decoded: dict[int, list[tuple[float, float]]] = {context: [] for context in args.contexts}
+        samples: dict[int, list[tuple[float, float]]] = {context: [] for context in contexts}
+        decoded: dict[int, list[tuple[float, float]]] = {context: [] for context in contexts}
         for _ in range(args.repetitions):
             ours.ask("prefill 0")
-            for context in args.contexts:
+            for context in contexts:
                 ours.ask(f"extend {context - CHUNK}")
                 samples[context].append(ask_quietly(ours, f"extend {context}"))
                 decoded[context].append(ask_quietly(ours, f"append {STEPS}"))
-        for context in args.contexts:
+        for context in contexts:
             for test, n, times in (("prefill", CHUNK, samples[context]), ("decode", STEPS, decoded[context])):
                 yield Row(kv, test, context, tuple(n / s for s, _ in times), (), statistics.median(o for _, o in times))
 
@@ -125,7 +127,7 @@ def page(old: str, part: str, rows: Sequence[Row], machine: dict[str, object]) -
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=SMOLLM2, help="a file of benchmarks/peer.py, or a GGUF file")
+    parser.add_argument("--model", type=known_file, default=SMOLLM2, help="a file of peer.py, or a GGUF file")
     parser.add_argument("--kv", nargs="+", default=["f16", "q8_0", "kv4", "window"], choices=[*PEER_TYPES, "window"])
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8160])
     parser.add_argument("--threads", type=int, default=2)

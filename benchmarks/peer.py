@@ -147,6 +147,13 @@ def read_benchmark(cache: Path) -> Path:
     return program
 
 
+def known_file(name: str) -> str:
+    """The name of a file that can be measured; for argparse, which makes one line of the error."""
+    if name not in FILES and not Path(name).is_file():
+        raise argparse.ArgumentTypeError(f"no file {name}; choose one of {', '.join(FILES)}, or a GGUF file")
+    return name
+
+
 def model_path(name: str, cache: Path) -> Path:
     """A file by its name in FILES, made or pulled where it is missing; or the path of any other."""
     if name == SMOLLM2:
@@ -260,7 +267,7 @@ def record(row: Row) -> dict[str, object]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", default=[], metavar="FILE", help=f"{', '.join(FILES)}, or GGUF files")
+    parser.add_argument("files", nargs="*", type=known_file, metavar="FILE", help=f"{', '.join(FILES)}, or GGUF files")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5, help="of each test, alternated")
     parser.add_argument("--prefill", type=int, nargs="*", default=[256, 512], metavar="N")

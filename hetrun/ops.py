@@ -307,6 +307,11 @@ class Rope(Unary):
             2 * len(self.frequencies) <= self.head_dim, f"{len(self.frequencies)} pairs in a head of {self.head_dim}"
         )
 
+    @cached_property
+    def signature(self) -> tuple[object, ...]:
+        """Costs go by the number of pairs, so a plan made of a header alone serves the file with its factors."""
+        return (self.kind, _anonymous(self.x), self.head_dim, self.layout, len(self.frequencies))
+
     def flops(self, workload: Workload) -> int:
         return 3 * super().flops(workload)
 

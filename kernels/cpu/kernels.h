@@ -178,6 +178,7 @@ struct TypeKernels {
     void (*dequantize)(const uint8_t*, size_t n, float* out);  // one row
     void (*gemv)(const GemvArgs&);                             // of packed weights, null where the type has no packed form
     void (*gemm)(const GemmArgs&);
+    void (*lookup)(const uint8_t* group, size_t row, size_t n, float* out);  // one row of 16 packed ones, as dequantize gives it
 };
 
 struct Kernels {

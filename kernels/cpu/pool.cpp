@@ -15,6 +15,7 @@ constexpr std::chrono::microseconds kSpin{1000};
 // A barrier inside a run comes within microseconds, unless a thread has lost its core to another program. Sleeping then
 // lets the system move that thread to this core; yielding in a loop would not.
 constexpr int kBarrierSpins = 5000;
+constexpr size_t kLinesASpin = 2;
 // Runs done alone double each time in a row that workers have cost more time than they gave, up to these.
 constexpr uint32_t kMaxAloneRuns = 256;
 // The system moves threads within a run of this length, and a wrong verdict would cost as many long ones: a prompt is never
@@ -126,7 +127,7 @@ bool Pool::wait_for_job(uint32_t seen, uint32_t thread) {
     return !stopping_.load();
 }
 
-void Pool::barrier(uint32_t thread) {
+void Pool::barrier(uint32_t thread, Ahead* ahead) {
     if (active_ == 1) return;
     const uint32_t passed = passed_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads_) {
@@ -137,13 +138,14 @@ void Pool::barrier(uint32_t thread) {
     }
     const bool timed = thread == 0;
     const auto begin = timed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
-    wait_for_others(passed, thread);
+    wait_for_others(passed, thread, ahead);
     if (timed) waited_ += std::chrono::steady_clock::now() - begin;
 }
 
-void Pool::wait_for_others(uint32_t passed, uint32_t thread) {
+void Pool::wait_for_others(uint32_t passed, uint32_t thread, Ahead* ahead) {
     for (int spins = 0; spins < kBarrierSpins; ++spins) {
         if (passed_.load(std::memory_order_acquire) != passed) return;
+        if (ahead) ahead->fetch(kLinesASpin);
         cpu_relax();
     }
     std::unique_lock<std::mutex> lock(mutex_);

@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "ahead.h"
+
 namespace hetrun::cpu {
 
 inline void cpu_relax() {
@@ -45,8 +47,8 @@ public:
     // Runs job(argument, i) for i < active() at the same time, 0 on the caller's thread; returns when all have ended.
     void run(Job job, void* argument, Record& record);
 
-    // Inside a job: no thread leaves before all have come.
-    void barrier(uint32_t thread);
+    // Inside a job: no thread leaves before all have come. Who waits asks for what lies `ahead`.
+    void barrier(uint32_t thread, Ahead* ahead = nullptr);
 
 private:
     void work(uint32_t thread);
@@ -54,7 +56,7 @@ private:
     void spread(uint32_t thread) const;
     void stop();
     void wake_sleepers();
-    void wait_for_others(uint32_t passed, uint32_t thread);
+    void wait_for_others(uint32_t passed, uint32_t thread, Ahead* ahead);
     void judge(std::chrono::steady_clock::duration elapsed, Record& record) const;
 
     // The flags that all threads poll stand on cache lines of their own: 128 covers pairs fetched together.

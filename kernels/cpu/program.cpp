@@ -347,10 +347,44 @@ int Program::allocate_scratch() {
     layout_ = {place(prepared), place(matmul), place(tile), place(row), place(queries), place(sums), place(attend), place(parts), place(experts), 0};
     layout_.stride = round_up(end, 4096);
     chunks_.resize(n_slots);
+    claims_ = std::vector<Claims>(device_.pool->size());
+    ahead_ = std::vector<Ahead>(device_.pool->size());
     if (!scratch_.allocate(product(layout_.stride, device_.pool->size()))) return HETRUN_NO_MEMORY;
     for (size_t thread = 0; thread < device_.pool->size(); ++thread) {
         const uint8_t* own = scratch_.data() + thread * layout_.stride;
         for (size_t i = 0; i < ends.size(); i += 2) forbid(own + ends[i], own + ends[i + 1]);
+    }
+    return HETRUN_OK;
+}
+
+int Program::check(const hetrun_batch& batch, uint64_t& detail) {
+    detail = 0;
+    if (batch.n_tokens > spec_.max_tokens || batch.n_outputs > spec_.max_outputs) return HETRUN_TOO_MANY_ROWS;
+    std::fill(chunks_.begin(), chunks_.end(), Chunk{0, 0});
+    for (size_t t = 0; t < batch.n_tokens; ++t) {
+        detail = t;
+        const int64_t token = batch.tokens[t], position = batch.positions[t], slot = batch.slots[t];
+        if (token < 0 || (n_vocab_ != 0 && static_cast<uint64_t>(token) >= n_vocab_)) return HETRUN_BAD_TOKEN;
+        if (position < 0) return HETRUN_BAD_POSITION;
+        if (slot < 0) return HETRUN_BAD_SLOT;
+        for (const State* state : states_) {
+            if (static_cast<uint64_t>(slot) >= state->spec().n_slots) return HETRUN_BAD_SLOT;
+            if (static_cast<uint64_t>(position) >= state->spec().n_ctx) return HETRUN_BAD_POSITION;
+        }
+        if (states_.empty()) continue;
+        Chunk& chunk = chunks_[static_cast<size_t>(slot)];
+        if (chunk.count == 0) chunk.first = position;
+        if (position != chunk.first + chunk.count) return HETRUN_BAD_POSITION;
+        ++chunk.count;
+        for (const State* state : states_) {
+            if (state->ring() && static_cast<uint64_t>(chunk.count) > state->spec().slack + 1) return HETRUN_CHUNK_TOO_LONG;
+        }
+    }
+    for (size_t i = 0; i < batch.n_outputs; ++i) {
+        detail = i;
+        const int64_t output = batch.outputs[i];
+        if (output < 0 || static_cast<uint64_t>(output) >= batch.n_tokens || (i > 0 && output <= batch.outputs[i - 1]))
+            return HETRUN_BAD_OUTPUT;
     }
     return HETRUN_OK;
 }

@@ -4,6 +4,8 @@
 #include <memory>
 #include <vector>
 
+#include "ahead.h"
+#include "claims.h"
 #include "hetrun_cpu.h"
 #include "kernels.h"
 #include "memory.h"
@@ -114,6 +116,9 @@ private:
     Memory arena_, scratch_;
     ScratchLayout layout_{};
     Pool::Record record_;
+    std::vector<Claims> claims_;  // of each thread
+    uint32_t turns_ = 0;
+    std::vector<Ahead> ahead_;  // of each thread
     size_t n_vocab_ = 0;  // of the smallest embedding, or 0
     struct Chunk {
         int64_t first, count;

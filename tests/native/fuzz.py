@@ -278,7 +278,7 @@ def unchanged() -> Iterator[None]:
 @contextmanager
 def overwritten_tables(rng: random.Random) -> Iterator[None]:
     """Overwrites words of the step tables that pass to the library meanwhile."""
-    module = sys.modules["hetrun_cpu.device"]
+    module = sys.modules["hetrun_cpu.executable"]
     original = module.pack
 
     def pack(*args: object) -> bytes:

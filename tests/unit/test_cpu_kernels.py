@@ -93,6 +93,18 @@ def test_embedding_is_the_dequantised_row(type_name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type_name", sorted(FLOAT_TYPES | QUANTISED_TYPES))
+def test_a_table_that_a_matmul_reads_too_gives_the_same_rows(type_name: str, isa: str) -> None:
+    w = weight("table", type_name, 40, 512)
+    embedding, batch = Embedding("x", w), Batch.of([39, 0, 15, 16, 31], range(5), [0] * 5, range(5))
+    with (
+        Rig([embedding], isa=isa) as alone,
+        Rig([embedding, MatMul("y", embedding.output, w)], (), [embedding.output], isa=isa) as tied,
+    ):
+        np.testing.assert_array_equal(tied.run(batch), alone.run(batch))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_weights_may_lie_at_any_address(isa: str) -> None:
     w = weight("w", "Q6_K", 9, 512)
     x, blocks = normal(2, 512), random_blocks(w)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from cpu_rig import ISAS, Rig, tokens, weight
 
-from hetrun.device import Bindings
+from hetrun.device import Batch, Bindings
 from hetrun.ops import Embedding, MatMul, Value
 from hetrun.testing.blocks import random_blocks, values_of
 
 X = Value("x", 512)
 W = weight("w", "Q4_1", 4000, 512)
+SPREAD = Batch.of(range(0, 4000, 250), range(16), [0] * 16, range(16))
 PACKED_ISAS = [isa for isa in ISAS if isa in ("avx2", "avx512")]
 
 
@@ -44,8 +45,15 @@ def test_pages_of_a_file_go_back_and_come_again(mapped: tuple[Path, memoryview],
     ):
         assert resident_bytes(path) < 0.1 * W.nbytes
         np.testing.assert_array_equal(rig.run(tokens(2), x=x), copied.run(tokens(2), x=x))
-    with Rig([Embedding("y", table)], isa=isa, weights={"w": blocks}) as rig:
+    embedding = Embedding("y", table)
+    with Rig([embedding], isa=isa, weights={"w": blocks}) as rig:
         np.testing.assert_allclose(rig.run(tokens(5)), values_of(W, bytes(blocks))[:5], rtol=1e-6, atol=1e-7)
+        rig.run(SPREAD)
+        assert resident_bytes(path) < 0.1 * W.nbytes
+    ops = [embedding, MatMul("z", embedding.output, table)]
+    with Rig(ops, (), [embedding.output], {"w": blocks}, isa=isa) as rig:
+        rig.run(SPREAD)
+        assert resident_bytes(path) < 0.1 * W.nbytes
 
 
 @pytest.mark.parametrize("isa", PACKED_ISAS)

@@ -79,6 +79,16 @@ def test_long_factors_serve_contexts_beyond_the_original_one():
     assert ropes("phi3-short", GraphOptions(n_ctx=49), blocks)[0].frequencies[0] == plain / 4
 
 
+def test_a_plan_of_the_header_alone_serves_the_file():
+    def blocks(name):
+        return memoryview(np.full(8, 3.0, np.float32)).cast("B")
+
+    arch, metadata, tensors = header("llama-llama3")
+    graphs = [build_graph(arch, metadata, tensors, GraphOptions(), architectures(), b) for b in (None, blocks)]
+    assert graphs[0] != graphs[1]
+    assert graphs[0].fingerprint == graphs[1].fingerprint
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_factors_that_make_no_sense_are_named(value):
     def blocks(name):

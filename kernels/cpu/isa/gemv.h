@@ -4,13 +4,6 @@
 namespace hetrun::cpu {
 namespace {
 
-// Where the sums of one prepared row lie.
-struct RowSums {
-    const uint8_t* codes;
-    const float *scale, *sum32, *sum16;
-    const int32_t *neg32, *neg16;
-};
-
 // Bytes ahead of their use for which memory is asked: what both cores want in the time that it takes to answer.
 constexpr size_t kGemvPrefetchBytes = 8192;
 
@@ -111,10 +104,7 @@ HETRUN_INLINE Vf gemv_block(const Lanes& p, const RowSums& row, size_t b, bool f
 template <class C>
 void gemv(const GemvArgs& g) {
     const PreparedLayout& l = *g.layout;
-    const auto floats = [&](size_t offset) { return reinterpret_cast<const float*>(g.prepared + offset); };
-    const auto ints = [&](size_t offset) { return reinterpret_cast<const int32_t*>(g.prepared + offset); };
-    const RowSums row = {g.prepared,      floats(l.scale), floats(C::kHalfSum ? l.half_sum32 : l.sum32), floats(l.sum16),
-                         ints(l.neg32), ints(l.neg16)};
+    const RowSums row = row_sums<C>(g);
     const size_t n_blocks = l.n / C::kBlock;
     for (size_t group = 0; group < g.n_groups; ++group) {
         for (size_t lane = 0; lane < 16; lane += kLanes) {

@@ -5,13 +5,6 @@
 namespace hetrun::cpu {
 namespace {
 
-// Where the sums of one prepared row lie.
-struct RowSums {
-    const uint8_t* codes;
-    const float *scale, *sum32, *sum16;
-    const int32_t *neg32, *neg16;
-};
-
 // V vectors of rows with 32 columns.
 template <class C, int S, int V>
 HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const RowSums& row, size_t b, Vf (&acc)[V]) {
@@ -53,10 +46,7 @@ HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const R
 template <class C>
 void gemv(const GemvArgs& g) {
     const PreparedLayout& l = *g.layout;
-    const auto floats = [&](size_t offset) { return reinterpret_cast<const float*>(g.prepared + offset); };
-    const auto ints = [&](size_t offset) { return reinterpret_cast<const int32_t*>(g.prepared + offset); };
-    const RowSums row = {g.prepared,      floats(l.scale), floats(C::kHalfSum ? l.half_sum32 : l.sum32), floats(l.sum16),
-                         ints(l.neg32), ints(l.neg16)};
+    const RowSums row = row_sums<C>(g);
     constexpr size_t kSteps = C::kBlock / 32;
     constexpr int V = kGemvVectors;
     const size_t n_blocks = l.n / C::kBlock;

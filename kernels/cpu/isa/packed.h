@@ -284,6 +284,7 @@ struct PackedW2 : Traits {
         const Vf d = scale * load_floats(reinterpret_cast<const float*>(p.row_scales) + p.lane);
         return {d, -to_floats(pair >> 22) * d};
     }
+    static HETRUN_INLINE Vi zero(const Lanes& p) { return p.u8_pairs(0) >> 22; }
     static constexpr int placed_shift(int s, int half = 0) { return 4 * s + 2 * half; }
     template <int S, int J>
     static HETRUN_INLINE Vi placed(const Lanes& p) {
@@ -304,6 +305,21 @@ struct PackedW2 : Traits {
 };
 
 using PackedW2S24 = PackedW2;  // pack.h says why
+
+// Where the sums of one prepared row lie.
+struct RowSums {
+    const uint8_t* codes;
+    const float *scale, *sum32, *sum16;
+    const int32_t *neg32, *neg16;
+};
+
+template <class C>
+HETRUN_INLINE RowSums row_sums(const GemvArgs& g) {
+    const PreparedLayout& l = *g.layout;
+    const auto floats = [&](size_t offset) { return reinterpret_cast<const float*>(g.prepared + offset); };
+    const auto ints = [&](size_t offset) { return reinterpret_cast<const int32_t*>(g.prepared + offset); };
+    return {g.prepared, floats(l.scale), floats(C::kHalfSum ? l.half_sum32 : l.sum32), floats(l.sum16), ints(l.neg32), ints(l.neg16)};
+}
 
 // acc + codes * activations, four of each a lane, of codes that had 2^shift added. `negated`: of the activations' sum.
 template <bool Wide>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from functools import cache
 from typing import Any
 
@@ -158,6 +159,16 @@ _release_buffer = ctypes.pythonapi.PyBuffer_Release
 _release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
 _release_buffer.restype = None
 _CONTIGUOUS, _WRITABLE = 0, 1  # PyBUF_SIMPLE, PyBUF_WRITABLE
+
+
+def address_of(view: memoryview) -> int:
+    """The address of a one-dimensional view, which is good as long as the view is."""
+    whole = view.obj
+    if isinstance(whole, array) and view.nbytes == len(whole) * whole.itemsize and view.c_contiguous:
+        return whole.buffer_info()[0]
+    pinned = Pinned(view)
+    pinned.close()
+    return pinned.address
 
 
 class Pinned:

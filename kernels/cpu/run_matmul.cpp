@@ -1,0 +1,128 @@
+// Matmuls: a thread's share of the rows, and what becomes of a tile of results.
+#include <cstring>
+
+#include "run.h"
+
+namespace hetrun::cpu {
+
+namespace {
+
+constexpr size_t kFetchAheadBytes = 8192, kAheadBytes = 128 << 10;
+
+// Rows lie so far apart that the hardware does not foresee them.
+constexpr size_t kEpilogueAhead = 8;
+
+void fetch_row(const float* from, size_t n) {
+    for (size_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
+}
+
+}  // namespace
+
+// Rows [first, first + n_rows) of a weight times all tokens: out[n_tokens, stride], which holds whole groups of rows.
+void Run::multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread,
+                   float* out, size_t stride) {
+    const bool alone = n_tokens <= kPrivateRows;
+    const uint8_t* prepared = alone ? scratch(thread, p_.layout_.prepared) : input.data;
+    uint8_t* own = scratch(thread, p_.layout_.matmul);
+    if (w.packed == nullptr) {
+        return k_.types[w.type]->matmul({w.row(first), w.row_bytes, n_rows, prepared, &input.prepared, n_tokens, out, stride, own});
+    }
+    const uint8_t* groups = w.packed + first / kGroup * w.group_bytes;
+    const size_t n_groups = (n_rows + kGroup - 1) / kGroup;
+    if (!alone) return k_.types[w.type]->gemm({groups, w.group_bytes, n_groups, input.panels, &input.prepared, n_tokens, out, own});
+    for (size_t t = 0; t < n_tokens; ++t)
+        k_.types[w.type]->gemv({groups, w.group_bytes, n_groups, prepared + t * input.prepared.stride, &input.prepared, out + t * stride});
+}
+
+void Run::matmul(const Step& s, uint32_t thread) {
+    const size_t n_tokens = rows(*s.out), threads = pool_.active(), group = group_rows(n_tokens);
+    if (n_tokens == 0) return;
+    const bool alone = n_tokens <= kPrivateRows, packed = s.weight[0]->packed || (s.weight[1] && s.weight[1]->packed);
+    size_t unit = !alone ? kGroupRows : packed ? kGroup : 4;
+    while (s.out->width / unit > Claims::kMostUnits) unit *= 2;
+    const auto units_of = [&](Range r) { return (r.end - r.begin + unit - 1) / unit; };
+    const uint32_t turn = turns_ + static_cast<uint32_t>(&s - p_.steps_.data());
+    p_.claims_[thread].begin(turn, units_of(share(s.out->width, thread, unit)));
+    for (size_t i = 0; i < threads; ++i) {
+        const uint32_t owner = static_cast<uint32_t>((thread + i) % threads);
+        const Range theirs = share(s.out->width, owner, unit);
+        for (;;) {
+            const Range taken = p_.claims_[owner].take(turn, i == 0, std::max<size_t>(1, group / unit));
+            if (taken.begin == taken.end) break;
+            const size_t end = std::min(theirs.end, theirs.begin + taken.end * unit);
+            for (size_t first = theirs.begin + taken.begin * unit; first < end; first += group)
+                matmul_rows(s, first, std::min(group, end - first), n_tokens, thread);
+        }
+    }
+    if (alone) look_ahead(s, thread);
+}
+
+// Rows [first, first + n_rows) of a matmul, group_rows(n_tokens) at most.
+void Run::matmul_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread) {
+    const size_t group = group_rows(n_tokens);
+    float* tiles[2] = {reinterpret_cast<float*>(scratch(thread, p_.layout_.tile)), nullptr};
+    tiles[1] = tiles[0] + group * n_tokens;
+    for (int i = 0; i < 2 && s.weight[i]; ++i) {
+        multiply(*s.weight[i], *s.in[0], first, n_rows, n_tokens, thread, tiles[i], group);
+        if (s.bias[i]) {
+            for (size_t t = 0; t < n_tokens; ++t) k_.add(tiles[i] + t * group, s.bias[i] + first, n_rows, tiles[i] + t * group);
+        }
+    }
+    if (s.fills_panels && n_tokens > kPrivateRows) {
+        fill_panels(s, first, n_tokens, tiles[0], tiles[1]);
+    } else {
+        write_rows(s, first, n_rows, n_tokens, tiles[0], tiles[1]);
+    }
+}
+
+// Rows [first, first + n_rows) of a matmul's result, from its tiles [n_tokens, group_rows(n_tokens)].
+void Run::write_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, const float* tile, const float* up) {
+    const size_t group = group_rows(n_tokens);
+    for (size_t t = 0; t < n_tokens; ++t) {
+        float* out = s.out->row(t) + first;
+        if (t + kEpilogueAhead < n_tokens) {
+            fetch_row(s.out->row(t + kEpilogueAhead) + first, n_rows);
+            if (s.in[1] && !s.weight[1]) fetch_row(s.in[1]->row(t + kEpilogueAhead) + first, n_rows);
+        }
+        if (s.weight[1]) {
+            k_.gated(s.function, tile + t * group, up + t * group, n_rows, out);
+        } else if (s.in[1]) {
+            k_.add(s.in[1]->row(t) + first, tile + t * group, n_rows, out);
+        } else {
+            std::memcpy(out, tile + t * group, n_rows * sizeof(float));
+        }
+    }
+}
+
+// kGroupRows rows of gate and up: 32 columns of what the next matmul takes. `tile` is used up.
+void Run::fill_panels(const Step& s, size_t first, size_t n_tokens, float* tile, const float* up) {
+    static_assert(kGroupRows == 32, "a block of a panel");
+    const Value& to = *s.in[1];
+    k_.gated(s.function, tile, up, n_tokens * kGroupRows, tile);
+    for (size_t t = 0; t < n_tokens; t += kPanelTokens) {
+        const float* rows[kPanelTokens];
+        for (size_t i = 0; i < kPanelTokens; ++i) rows[i] = tile + std::min(t + i, n_tokens - 1) * kGroupRows;
+        uint8_t* panel = to.panels + t / kPanelTokens * to.prepared.panel;
+        k_.prepare_panel(rows, nullptr, 0.0f, kGroupRows, panel + first / 32 * sizeof(PanelBlock));
+    }
+}
+
+// What the thread reads first of the next matmul, on its way while threads wait for each other.
+void Run::look_ahead(const Step& s, uint32_t thread) {
+    Ahead& ahead = p_.ahead_[thread];
+    ahead.clear();
+    if (s.next_matmul == nullptr) return;
+    const Range r = share(s.next_matmul->out->width, thread, kGroup);
+    const size_t n_groups = (r.end - r.begin + kGroup - 1) / kGroup;
+    const bool pair = s.next_matmul->weight[1] != nullptr;
+    for (int i = 0; i < 2 && s.next_matmul->weight[i]; ++i) {
+        const WeightView& w = *s.next_matmul->weight[i];
+        if (w.packed == nullptr || n_groups == 0) continue;
+        const uint8_t* from = w.packed + r.begin / kGroup * w.group_bytes;
+        const size_t nbytes = w.group_bytes * (pair ? std::min(n_groups, kGroupRowsFew / kGroup) : n_groups);
+        ahead.add(from, std::min(nbytes, kAheadBytes));
+        for (size_t at = 0; at < kFetchAheadBytes; at += 64) __builtin_prefetch(from + at);
+    }
+}
+
+}  // namespace hetrun::cpu
