@@ -4,7 +4,7 @@
 // this very file.
 //
 // y[t, r] = sum over blocks of (d * xd) * isum, and -+ minima, in float32 and in the order of the columns: see finish() in
-// engine.cpp. Codes of weights and activations meet as integers, exactly. Results go to memory as floats, or, of a pair of
+// finish.h. Codes of weights and activations meet as integers, exactly. Results go to memory as floats, or, of a pair of
 // descriptors, as silu(gate) * up (activation.h): floats, or codes and scales that a later descriptor of the same ring reads.
 #pragma once
 

@@ -1,5 +1,5 @@
-// The processes of hls/engine.cpp as SystemC modules: each takes the cycles that its loops take, and waits where its streams make
-// it wait. No values move, only their times.
+// The processes of the engine (hls/) as SystemC modules: each takes the cycles that its loops take, and waits where its streams
+// make it wait. No values move, only their times.
 #pragma once
 
 #include "../hls/formats.h"

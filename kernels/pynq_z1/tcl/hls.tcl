@@ -6,6 +6,7 @@ cd $here
 
 open_project -reset hls_project
 set_top @TOP@
+# It includes the other files of its folder.
 add_files [file join $here hls engine.cpp] -cflags "-std=c++17"
 open_solution -reset -flow_target vivado solution
 set_part @PART@
