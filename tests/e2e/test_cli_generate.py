@@ -383,5 +383,5 @@ def test_help_lists_our_verbs_and_those_of_plugins(tmp_path: Path) -> None:
     assert done.code == 0
     listed = [line.split()[0] for line in done.out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
     verbs = ["generate", "chat", "pull", "inspect", "tokenize", "perplexity", "devices", "plan"]
-    verbs += ["calibrate", "bench", "profile", "explore", "build"]
+    verbs += ["calibrate", "bench", "profile", "explore", "build", "compress"]
     assert listed == [*verbs, "greet"]

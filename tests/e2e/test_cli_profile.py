@@ -171,10 +171,10 @@ FAILING = """
 from hetrun.errors import DeviceError
 from hetrun.run.session import Session
 step = Session.step
-def failing(self, batch):
+def failing(self, batch, meanwhile=None):
     if self.length() > 8:
         raise DeviceError("the board is gone")
-    return step(self, batch)
+    return step(self, batch, meanwhile)
 Session.step = failing
 """
 
