@@ -132,7 +132,6 @@ def with_tensor(name, shape):
         (metadata(**{"llama.rope.freq_base": -1.0}), None, ModelFileError, "positive"),
         (metadata(**{"llama.rope.dimension_count": 99}), None, ModelFileError, "dimension_count"),
         ({k: v for k, v in metadata().items() if "block_count" not in k}, None, ModelFileError, "lacks"),
-        (metadata(**{"split.count": 3}), None, UnsupportedModelError, "one of 3 parts"),
         (metadata(**{"llama.attention.value_length": 8}), None, UnsupportedModelError, "different length"),
         (None, with_tensor("rope_freqs.weight", (9,)), UnsupportedModelError, r"rope_freqs.weight is F32 \[9\].*\[8\]"),
         (metadata(**{"llama.rope.scaling.type": "longrope"}), None, UnsupportedModelError, "rope_factors_short.weight"),
