@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hetrun.cli import options
-from hetrun.errors import UsageError
 
 if TYPE_CHECKING:
     from hetrun.compress.run import Done, Result
@@ -83,7 +82,7 @@ def command(model: str, calibration: str, output: str, schemes: tuple[str, ...],
     The file is GGUF with encodings of our own (docs/compression.md): hetrun reads it, other programs refuse it. What is
     finished is kept in FILE.part, so that the same command goes on where a run was ended.
     """
-    text = options.text_of(_read(calibration), "stdin" if calibration == "-" else calibration)
+    text = options.text_of_file(calibration, f"--calibration {calibration}")
     from hetrun.compress.run import Options, compress
     from hetrun.model.catalog import resolve_model
 
@@ -103,17 +102,6 @@ def command(model: str, calibration: str, output: str, schemes: tuple[str, ...],
         f"{result.tokens} tokens of calibration, mean error of a matrix's output {mean:.1%}]",
         file=sys.stderr,
     )
-
-
-def _read(file: str) -> bytes:
-    if file == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"--calibration {file}: {error.strerror}", remedy="name a file of text, or - for stdin"
-        ) from None
 
 
 def _record(result: Result, seconds: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -230,3 +231,14 @@ def text_of(data: bytes, source: str) -> str:
             f"{source} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}",
             remedy="convert it, for example with iconv -t UTF-8",
         ) from None
+
+
+def text_of_file(file: str, subject: str) -> str:
+    """The text of a file, of stdin for "-". UsageError where it cannot be read, naming `subject`, or is not UTF-8."""
+    if file == "-":
+        return text_of(sys.stdin.buffer.read(), "stdin")
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{subject}: {error.strerror}", remedy="name a file of text, or - for stdin") from None
+    return text_of(data, file)

@@ -6,13 +6,11 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hetrun.cli import options
-from hetrun.errors import UsageError
 
 if TYPE_CHECKING:
     from hetrun.run.perplexity import Perplexity
@@ -51,7 +49,7 @@ def command(
     The text is tokenized as a whole and cut into chunks of --ctx tokens. Each chunk is run on its own from an empty
     context; where the model uses BOS, each begins with it. Every token of a chunk but its first is scored.
     """
-    text = options.text_of(_read(file), "stdin" if file == "-" else file)
+    text = options.text_of_file(file, file)
     from hetrun.cli.loading import Choice, load_model
     from hetrun.run.perplexity import perplexity
 
@@ -85,15 +83,6 @@ def command(
     else:
         print(f"{result.ppl:.4f}")
         print(f"[{result.n_scored} tokens scored in {seconds:.1f} s, chunks of {n_ctx}]", file=sys.stderr)
-
-
-def _read(file: str) -> bytes:
-    if file == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", remedy="name a file of text, or - for stdin") from None
 
 
 def _default_ctx(model: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import stat
 import zipfile
@@ -19,24 +18,6 @@ from hetrun.model.catalog import Catalog, CatalogEntry
 
 CONTENT = b"GGUF" + bytes(i * 7 % 256 for i in range(100_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cache"
-    monkeypatch.setenv("HETRUN_CACHE", str(path))
-    return path
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip looks in, and nowhere else."""
-    path = tmp_path / "index"
-    path.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(path))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    return path
 
 
 def write_wheel(index: Path, members: dict[str, bytes], requires: str = "") -> Path:

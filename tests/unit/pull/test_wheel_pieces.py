@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from pathlib import Path
 
@@ -20,24 +19,12 @@ CUTS = (0, 40_000, 80_000, len(CONTENT))
 DONE = {"m.gguf", "m.gguf.json"}
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cache"
-    monkeypatch.setenv("HETRUN_CACHE", str(path))
-    return path
-
-
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip looks in, and nowhere else, with all three wheels."""
-    path = tmp_path / "index"
-    path.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(path))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+def index(index: Path) -> Path:
+    """With all three wheels."""
     for i in range(3):
-        write_wheel(path, i, CONTENT[CUTS[i] : CUTS[i + 1]])
-    return path
+        write_wheel(index, i, CONTENT[CUTS[i] : CUTS[i + 1]])
+    return index
 
 
 def write_wheel(index: Path, i: int, content: bytes, *more: str) -> Path:
