@@ -168,6 +168,10 @@ VALUES = [
     Case("prompt-not-utf8", generate(prompt=b"ab\xff"), USAGE, "--prompt is not UTF-8", "iconv"),
     Case("chat-not-utf8", ("chat", "-m", "TINY", *REFERENCE), USAGE, "byte 0 is 0xff", "iconv", stdin=b"\xff\n"),
     Case("nothing-to-score", ("perplexity", "-m", "TINY", *REFERENCE), USAGE, "fewer than two", "longer", stdin=b"a"),
+    Case(
+        "text-not-utf8", ("perplexity", "-m", "TINY", "--file", "t"), USAGE, "t is not UTF-8", "iconv",
+        write("t", b"ab\xff"),
+    ),
     Case("no-text-file", ("perplexity", "-m", "TINY", "--file", "t"), USAGE, "t: No such file", "- for stdin"),
     Case("no-bench", ("bench", "-m", "TINY", "--pp", "0", "--tg", "0"), USAGE, "nothing to measure", "--gen-tokens"),
     Case("no-name", ("pull",), USAGE, "no model named", "--list"),
