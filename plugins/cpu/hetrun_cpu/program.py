@@ -30,8 +30,9 @@ class PlannedValue:
 
 @dataclass(frozen=True)
 class PlannedRope:
-    """first: index of its first frequency.   offset: place of its table in the arena, in bytes.   max_position: positions
-    beyond it count as it.
+    """first: index of its first frequency.   offset: place of its table in the arena, in bytes.
+
+    max_position: positions beyond it count as it.
     """
 
     first: int
@@ -135,8 +136,6 @@ def _ropes(lowered: Lowered, offsets: Mapping[str, int]) -> tuple[tuple[PlannedR
     frequencies: list[float] = []
     for i, table in enumerate(lowered.tables):
         most = _NO_POSITION if table.max_position is None else table.max_position
-        ropes.append(
-            PlannedRope(len(frequencies), len(table.frequencies), table.magnitude, offsets[f"rope:{i}"], most)
-        )
+        ropes.append(PlannedRope(len(frequencies), len(table.frequencies), table.magnitude, offsets[f"rope:{i}"], most))
         frequencies += table.frequencies
     return tuple(ropes), tuple(frequencies)

@@ -93,7 +93,8 @@ def _round_up(n: int, step: int) -> int:
 class Step:
     """One native step; values, weights, states and rope tables by name, None where it has none.
 
-    inputs, weights, biases and ropes are the pairs of the same names in `struct hetrun_step`.   n_used: experts of a row.
+    inputs, weights, biases and ropes are the pairs of the same names in `struct hetrun_step` (there `rope`).
+    n_used: experts of a row.
     ops: names of the ops that it does or helps to do; none for what serves all of a segment (rope tables).
     """
 
