@@ -58,7 +58,12 @@ def failing(subject: str, what: str, remedy: str | None = None) -> Iterator[None
     except HetrunError:
         raise
     except Exception as error:
-        raise DeviceError(f"{subject}: {what}: {error}", remedy=remedy) from error
+        raise DeviceError(f"{subject}: {what}: {said(error)}", remedy=remedy) from error
+
+
+def said(error: Exception) -> str:
+    """In one line: pyxrt tells of wrong arguments at length."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class OpenedCard:
@@ -159,7 +164,7 @@ class OpenedCard:
             try:
                 state = self._run.wait(SLICE_MS)
             except Exception as error:
-                raise LaunchFailure(f"waiting for the launch failed: {error}") from error
+                raise LaunchFailure(f"waiting for the launch failed: {said(error)}") from error
             if state == states.ERT_CMD_STATE_COMPLETED:
                 self._running = False
             elif state not in under_way and int(state) != RUNNING:
@@ -225,7 +230,7 @@ class OpenedCard:
             buffer = self._pyxrt.bo(self._device, nbytes, self._pyxrt.bo.normal, group)
         except Exception as error:
             raise AllocationError(
-                f"{self._subject}: no {nbytes} bytes of {tag}: {error}",
+                f"{self._subject}: no {nbytes} bytes of {tag}: {said(error)}",
                 remedy="end the process that uses the card, or set smaller hbm_bytes and ddr_bytes: buffers take as "
                 "much memory of the host",
             ) from error
