@@ -176,9 +176,13 @@ MUTATIONS: dict[str, tuple[str, str, Callable[[Rig], None]]] = {
     "contexts are not used where they are": ('hasattr(pyxrt, "hw_context")', "False", generates),
     "buffers are kept after close": ("self._buffers.clear()", "KEPT.extend(self._buffers)", generates),
     "the kernel is kept after close": ("self._kernel = self._context", "self._context", generates),
-    "the kernel's name is not compared": ("if KERNEL not in kernels:", "if False:", refuses("expected a kernel", kernels={"vadd": 4})),
+    "the kernel's name is not compared": (
+        "if KERNEL not in kernels:", "if False:", refuses("expected a kernel", kernels={"vadd": 4}),
+    ),
     "banks are not compared": ("bank.get_tag() != tag", "False", refuses("argument 3 is", banks=SWAPPED)),
-    "the version is not compared": ("if report.version != version:", "if False:", refuses("the engine is of version 2", version=2)),
+    "the version is not compared": (
+        "if report.version != version:", "if False:", refuses("the engine is of version 2", version=2),
+    ),
     "the first version is the right one": ("((NO_VERSION, ", "((version, ", generates),
     "the answer to a wrong version is not read": ("if found != expected:", "if False:", does_not_look),
     "there is no time limit": ("time.monotonic() > self._deadline", "False", hangs),
