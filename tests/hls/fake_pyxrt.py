@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from fake_u280 import CONTROLLER, PLATFORM, FakeCard, RuleBroken
+from fake_u280 import CONTROLLER, PLATFORM, FakeCard, RuleBroken, WaitsForEver
 
 from hetrun_alveo_u280.absence import XCLBIN_MAGIC
 from hetrun_alveo_u280.definition import definition
@@ -294,8 +294,8 @@ class run:
             raise KeyboardInterrupt
         if card.hung:
             card.patience -= 1
-            if not card.patience:
-                raise KeyboardInterrupt("the driver waits for ever")
+            if card.patience < 0:
+                raise WaitsForEver
             time.sleep(timeout_ms / 1000)
             return ert_cmd_state.ERT_CMD_STATE_TIMEOUT
         self._left -= 1

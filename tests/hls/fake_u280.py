@@ -24,6 +24,10 @@ class RuleBroken(RuntimeError):
     """A mistake that XRT itself would let pass, or answer with wrong results."""
 
 
+class WaitsForEver(BaseException):
+    """A launch hangs, and the driver does not give up."""
+
+
 def write_xclbin(path: Path, **changes: Any) -> Path:
     """An xclbin with no design in it.   changes: of kernels {name: arguments}, banks {argument: index}, version, ..."""
     n = definition().numbers

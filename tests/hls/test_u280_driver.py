@@ -136,6 +136,19 @@ def test_pieces_larger_than_one_copy_are_whole(insert: Insert, xclbin: Path, mon
     driver.close()
 
 
+def test_memory_that_nobody_wrote_is_junk_on_both_sides(insert: Insert, xclbin: Path) -> None:
+    card = insert()
+    driver = opened(xclbin)
+    for buffer in card.live:
+        for copy in (buffer.host, buffer.card):
+            assert len(np.unique(copy[4096:8192])) > 200
+        assert (buffer.host[4096:8192] != buffer.card[4096:8192]).mean() > 0.9
+    out = np.empty(4096, np.uint8)
+    driver.ddr_read(4096, memoryview(out))
+    assert (out == memory(card, 32)[4096:8192]).all()
+    driver.close()
+
+
 def test_nothing_at_all_may_be_copied(insert: Insert, xclbin: Path) -> None:
     insert()
     driver = opened(xclbin)

@@ -16,7 +16,7 @@ from models import tiny_llama
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_u280 import FakeCard, write_xclbin
+from fake_u280 import FakeCard, WaitsForEver, write_xclbin
 from u280_machine import NOTHING, SMALL, Insert, insert, opened, pci, xclbin
 
 import hetrun
@@ -175,7 +175,6 @@ MUTATIONS: dict[str, tuple[str, str, Callable[[Rig], None]]] = {
     "contexts are used where there are none": ('hasattr(pyxrt, "hw_context")', "True", generates),
     "contexts are not used where they are": ('hasattr(pyxrt, "hw_context")', "False", generates),
     "buffers are kept after close": ("self._buffers.clear()", "KEPT.extend(self._buffers)", generates),
-    "the kernel is kept after close": ("self._kernel = self._context", "self._context", generates),
     "the kernel's name is not compared": (
         "if KERNEL not in kernels:", "if False:", refuses("expected a kernel", kernels={"vadd": 4}),
     ),
@@ -221,8 +220,8 @@ def test_a_broken_rule_is_noticed(rig: Rig, rule: str, monkeypatch: pytest.Monke
     broken = mutated(old, new)
     monkeypatch.setattr(xrt, "OpenedCard", broken.OpenedCard)
     monkeypatch.setattr(xrt, "LaunchFailure", broken.LaunchFailure)
-    if new == str(hasattr(sys.modules["pyxrt"], "hw_context")):  # what it finds by looking is put there: no change
+    if "hw_context" in old and new == str(hasattr(sys.modules["pyxrt"], "hw_context")):  # what it finds by looking
         scenario(rig)
         return
-    with pytest.raises((HetrunError, AssertionError, KeyboardInterrupt, pytest.fail.Exception)):
+    with pytest.raises((HetrunError, AssertionError, WaitsForEver, pytest.fail.Exception)):
         scenario(rig)
