@@ -106,7 +106,7 @@ POWERS = np.rint(np.exp2(24 - np.arange(256) / 256)).astype(np.int64)
 
 
 def exp_of_minus(x: Floats) -> Floats:
-    """exp(-x) for x >= 0 by the integers that hls/activation.h defines; zero from 2^-125 on, and for NaN."""
+    """exp(-x) for x >= 0 by the integers that kernels/fabric/activation.h defines; zero from 2^-125 on, and for NaN."""
     z = _flushed((x * np.float32(np.log2(np.e))).astype(np.float32))
     small = z < 125  # False for NaN
     # Any power of two below 125 times 2^23 is exact in float64, and the fraction is cut off.

@@ -1,32 +1,33 @@
 // Integers of a width, floats as the fabric has them, and bits of words: for Vitis HLS, and for any C++17 compiler.
 //
-// HETRUN_PYNQ_AP (set by Vitis, and by the test of widths) takes ap_int.h, whose types wrap at their width; otherwise plain
+// HETRUN_FABRIC_AP (set by Vitis, and by the test of widths) takes ap_int.h, whose types wrap at their width; otherwise plain
 // integers at least as wide, a hundred times as fast. Both must give the same results: then no width is too small.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
-#if defined(__SYNTHESIS__) && !defined(HETRUN_PYNQ_AP)
-#define HETRUN_PYNQ_AP
+#if defined(__SYNTHESIS__) && !defined(HETRUN_FABRIC_AP)
+#define HETRUN_FABRIC_AP
 #endif
 
-#ifdef HETRUN_PYNQ_AP
+#ifdef HETRUN_FABRIC_AP
 #include <ap_int.h>
 #endif
 
-namespace hetrun::pynq {
+namespace hetrun::fabric {
 
-#ifdef HETRUN_PYNQ_AP
+#ifdef HETRUN_FABRIC_AP
 template <int W>
 using Int = ap_int<W>;
 template <int W>
 using UInt = ap_uint<W>;
 #else
 template <int W>
-using Int = std::conditional_t<(W <= 8), int8_t, std::conditional_t<(W <= 16), int16_t, int32_t>>;
+using Int = std::conditional_t<(W <= 8), int8_t, std::conditional_t<(W <= 16), int16_t, std::conditional_t<(W <= 32), int32_t, int64_t>>>;
 template <int W>
-using UInt = std::conditional_t<(W <= 8), uint8_t, std::conditional_t<(W <= 16), uint16_t, uint32_t>>;
+using UInt =
+    std::conditional_t<(W <= 8), uint8_t, std::conditional_t<(W <= 16), uint16_t, std::conditional_t<(W <= 32), uint32_t, uint64_t>>>;
 #endif
 
 // A union, since Vitis HLS makes wires of it; GCC and Clang define what it means.
@@ -78,4 +79,4 @@ inline float half_to_float(uint16_t h) {
 inline uint32_t nibble(uint64_t word, int i) { return static_cast<uint32_t>(word >> 4 * i & 15); }
 inline uint16_t half_of(uint64_t word, int i) { return static_cast<uint16_t>(word >> 16 * i); }
 
-}  // namespace hetrun::pynq
+}  // namespace hetrun::fabric
