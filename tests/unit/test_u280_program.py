@@ -178,13 +178,23 @@ def test_values_without_room_wait_in_ddr(small_memory: Definition) -> None:
 
 
 def test_scattered_operands_make_room_together(small_memory: Definition) -> None:
-    """32 and 48 floats of 96 are free, but not side by side: the op gets them all the same."""
-    parts = [Value(name, 16) for name in ("a", "b", "c", "d", "e", "f")]
-    made = [Scale(f"s{v.name}", v, 2.0) for v in parts[:3]]
-    wide = Value("wide", 48)
-    ops = [*made, Add("sum", made[0].output, made[2].output), Scale("last", wide, 2.0), Add("end", parts[3], parts[4])]
-    program = compiled(*ops, outputs=("sum", "last", "end"))
+    """A value of 48 floats is loaded behind another, so that beside it 48 are free in two pieces."""
+    before = Scale("before", Value("x", 16), 2.0)
+    wide = Scale("wide", Value("y", 48), 2.0)
+    program = compiled(before, wide, Scale("after", before.output, 3.0), outputs=("wide", "after"))
     check_extents(program, 96)
+    assert [i.ddr[1] for i in program.instructions if i.op == "LOAD" and i.ddr] == ["x", "y", "y", "before"]
+
+
+def test_a_value_that_gives_way_twice_is_stored_once(small_memory: Definition) -> None:
+    p = Scale("p", Value("x", 16), 2.0)
+    first, second = (Scale(f"all{i}", Value(f"y{i}", 48), 2.0) for i in range(2))
+    twice = Add("twice", p.output, p.output)
+    program = compiled(p, first, twice, second, Add("end", p.output, twice.output), outputs=("all0", "all1", "end"))
+    check_extents(program, 96)
+    assert [v.name for v in program.spilled] == ["p", "twice"]
+    stored = [i.ddr[1] for i in program.instructions if i.op == "STORE" and i.ddr]
+    assert stored == ["p", "all0", "twice", "all1", "end"]
 
 
 def test_a_program_that_overwrites_what_is_read_is_seen() -> None:
