@@ -293,6 +293,9 @@ class run:
             card.interrupts -= 1
             raise KeyboardInterrupt
         if card.hung:
+            card.patience -= 1
+            if not card.patience:
+                raise KeyboardInterrupt("the driver waits for ever")
             time.sleep(timeout_ms / 1000)
             return ert_cmd_state.ERT_CMD_STATE_TIMEOUT
         self._left -= 1

@@ -56,6 +56,7 @@ class FakeCard:
         self.slices, self.state = 1, "COMPLETED"
         self.ignores_version = self.silent = False
         self.interrupts = 0
+        self.patience = 500  # waits for a hung launch, then the driver never gives up
         self.loaded: Any = None  # the xclbin
         self.users = 0  # kernels that are open
         self.launches: list[dict[str, int]] = []

@@ -23,10 +23,11 @@ MOST_BUFFER_BYTES = (1 << 32) - 4096
 # returns at once, so that slices cost nothing.
 SLICE_MS = 20
 RUNNING = 3  # of ert_cmd_state, which pyxrt has no name for
+REBUILD = "build it from this version's sources: hetrun build alveo-u280"
 PIECE = memoryview(bytes(4 << 20))
 # Where the first launch finds a program that ends at once, and leaves its report; the host has given out nothing yet.
 PROGRAM, ROWS, REPORT = 1, 3, 4
-NO_VERSION = 0
+NO_VERSION, NO_REPORT = 0, 0xFFFFFFFF
 
 
 class LaunchFailure(Exception):
@@ -57,7 +58,12 @@ def failing(subject: str, what: str, remedy: str | None = None) -> Iterator[None
     except HetrunError:
         raise
     except Exception as error:
-        raise DeviceError(f"{subject}: {what}: {error}", remedy=remedy) from error
+        raise DeviceError(f"{subject}: {what}: {said(error)}", remedy=remedy) from error
+
+
+def said(error: Exception) -> str:
+    """In one line: pyxrt tells of wrong arguments at length."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class OpenedCard:
@@ -158,7 +164,7 @@ class OpenedCard:
             try:
                 state = self._run.wait(SLICE_MS)
             except Exception as error:
-                raise LaunchFailure(f"waiting for the launch failed: {error}") from error
+                raise LaunchFailure(f"waiting for the launch failed: {said(error)}") from error
             if state == states.ERT_CMD_STATE_COMPLETED:
                 self._running = False
             elif state not in under_way and int(state) != RUNNING:
@@ -182,7 +188,7 @@ class OpenedCard:
 
     def _checked_xclbin(self) -> Any:
         path = self._settings.xclbin
-        with failing(self._subject, f"xclbin {path} cannot be read", "build it anew: hetrun build alveo-u280"):
+        with failing(self._subject, f"xclbin {path} cannot be read", REBUILD):
             xclbin = self._pyxrt.xclbin(path)
             fault = kernel_fault(xclbin)
         if fault:
@@ -206,7 +212,7 @@ class OpenedCard:
         """
         settings = self._settings
         nbytes = settings.ddr_bytes if tag == DDR_BANK else settings.channel_bytes
-        with failing(self._subject, f"the memory bank of argument {number} is not known"):
+        with failing(self._subject, f"the memory bank of argument {number} is not known", REBUILD):
             group = self._kernel.group_id(number)
             bank = next((m for m in xclbin.get_mems() if m.get_index() == group & BANK_MASK), None)
         if bank is None or bank.get_tag() != tag:
@@ -224,7 +230,7 @@ class OpenedCard:
             buffer = self._pyxrt.bo(self._device, nbytes, self._pyxrt.bo.normal, group)
         except Exception as error:
             raise AllocationError(
-                f"{self._subject}: no {nbytes} bytes of {tag}: {error}",
+                f"{self._subject}: no {nbytes} bytes of {tag}: {said(error)}",
                 remedy="end the process that uses the card, or set smaller hbm_bytes and ddr_bytes: buffers take as "
                 "much memory of the host",
             ) from error
@@ -248,6 +254,8 @@ class OpenedCard:
                     f"{self._subject}: the engine of {self._settings.xclbin} does not answer: {error}",
                     remedy=f"reset the card: xbutil reset --device {self.address}",
                 ) from error
+            if report.version == NO_REPORT:
+                raise self._wrong("the engine wrote no report")
             found = definition().statuses.get(report.status, f"status {report.status:#x}")
             if report.version != version:
                 raise self._wrong(f"the engine is of version {report.version}, this hetrun drives version {version}")
@@ -257,5 +265,5 @@ class OpenedCard:
     def _wrong(self, fault: str) -> DeviceError:
         return DeviceError(
             f"{self._subject}: xclbin {self._settings.xclbin} is not this engine's: {fault}",
-            remedy="build it from this version's sources: hetrun build alveo-u280",
+            remedy=REBUILD,
         )
