@@ -216,6 +216,7 @@ MOST = 16_384
         (MatMul("m", Value("x", MOST + 256), weight("m", "Q4_K", 8, MOST + 256)), "the engine holds activations of"),
         (MatMul("m", X, weight("m", "Q4_0", 1 << 40, 64)), "more than the card's HBM"),
         (RmsNorm("n", X, weight("n", "F16", 64), 1e-5), "the engine's norms and biases are F32"),
+        (RmsNorm("n", Value("x", 16_400), weight("n", "F32", 16_400), 1e-5), "is 16400 long; the engine takes 16384"),
         (Scale("s", Value("x", 40_000), 2.0), "take 80000 floats a row; the engine's vector memory holds 65536"),
         (Rope("r", Value("x", 512), 512, "half", (1.0,)), "the engine rotates up to 256"),
         (Rope("r", X, 64, "half", ()), "a rope of no pairs"),

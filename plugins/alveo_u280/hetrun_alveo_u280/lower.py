@@ -124,6 +124,7 @@ class _Lowering:
             n=op.x.width,
             group=op.head_dim,
             n_pairs=len(op.frequencies),
+            stride=2 * len(op.frequencies),
             max_position=NO_BOUND if op.max_position is None else min(op.max_position, NO_BOUND),
             flags=definition().numbers["FLAG_HALF"] if op.layout == "half" else 0,
         )

@@ -59,7 +59,8 @@ def _of_matrix(weight: Weight) -> str | None:
 def _of_vector(weight: Weight) -> str | None:
     if weight.type.name != "F32":
         return f"{weight.name} has type {weight.type}; the engine's norms and biases are F32"
-    return None
+    most = definition().numbers["MAX_COLUMNS"]
+    return f"{weight.name} is {weight.shape[0]} long; the engine takes {most}" if weight.shape[0] > most else None
 
 
 def kv_refusal(kv: KvSpec) -> str | None:
