@@ -76,6 +76,20 @@ inline float half_to_float(uint16_t h) {
     return bits_float(sign | own << 23 | (shifted & 1023) << 13);
 }
 
+// To nearest even; from 65520 on infinite.
+inline uint16_t float_to_half(float x) {
+    const uint32_t bits = float_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+    if (magnitude < 0x33000000u) return static_cast<uint16_t>(sign);  // 2^-25
+    const uint32_t exponent = magnitude >> 23, fraction = (magnitude & 0x7fffffu) | 0x800000u;
+    const bool normal = exponent >= 113;
+    const uint32_t shift = normal ? 13 : 126 - exponent;  // of a subnormal half the last place is 2^-24
+    const uint32_t kept = fraction >> shift, rest = fraction & ((1u << shift) - 1), tie = 1u << (shift - 1);
+    const uint32_t rounded = kept + (rest > tie || (rest == tie && (kept & 1) != 0) ? 1 : 0);
+    return static_cast<uint16_t>(sign | (normal ? ((exponent - 113) << 10) + rounded : rounded));
+}
+
 inline uint32_t nibble(uint64_t word, int i) { return static_cast<uint32_t>(word >> 4 * i & 15); }
 inline uint16_t half_of(uint64_t word, int i) { return static_cast<uint16_t>(word >> 16 * i); }
 
