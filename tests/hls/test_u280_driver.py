@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fake_pyxrt
 import numpy as np
 import pytest
-from fake_u280 import CONTROLLER, LANES, FakeCard, write_xclbin
+from fake_u280 import BANKS, CONTROLLER, LANES, FakeCard, write_xclbin
 from u280_machine import BDF, NOTHING, Insert, insert, opened, pci, settings, xclbin
 
 from hetrun.errors import AllocationError, DeviceError
@@ -145,7 +145,7 @@ def test_a_status_of_the_engine_is_an_error_and_the_card_lives_on(insert: Insert
 
 # Cards and xclbins that are not as they should be.
 
-SWAPPED = {str(i): i for i in range(33)} | {"3": 4, "4": 3}
+SWAPPED = BANKS | {"3": 4, "4": 3}
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,11 @@ SWAPPED = {str(i): i for i in range(33)} | {"3": 4, "4": 3}
     [
         ({"kernels": {"vadd": 4}}, f"expected a kernel {CONTROLLER}, found vadd"),
         ({"kernels": {}}, f"expected a kernel {CONTROLLER}, found none"),
-        ({"kernels": {CONTROLLER: 41, LANES: 2}}, "has 41 arguments, expected 42 or more"),
+        ({"kernels": {CONTROLLER: 42, LANES: 2}}, "has 42 arguments, expected 43 or more"),
         ({"banks": SWAPPED}, r"argument 3 is connected to HBM\[4\], not to HBM\[3\]"),
-        ({"banks": {**SWAPPED, "3": 3, "4": 4, "32": 33}}, r"argument 32 is connected to DDR\[1\], not to DDR\[0\]"),
-        ({"banks": {**SWAPPED, "3": 99}}, "argument 3 is connected to nothing"),
+        ({"banks": {**BANKS, "32": 33}}, r"argument 32 is connected to DDR\[1\], not to DDR\[0\]"),
+        ({"banks": {**BANKS, "42": 33}}, r"argument 42 is connected to DDR\[1\], not to DDR\[0\]"),
+        ({"banks": {**BANKS, "3": 99}}, "argument 3 is connected to nothing"),
         ({"banks": {str(i): i for i in range(32)}}, "memory bank of argument 32 is not known: Bad argument index"),
         ({"version": 2}, "the engine is of version 2, this hetrun drives version 1"),
         ({"xsa": "xilinx_u50_gen3x16_xdma_base_5"}, "does not load: failed to load xclbin"),

@@ -16,7 +16,7 @@ from models import tiny_llama
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_u280 import FakeCard, WaitsForEver, write_xclbin
+from fake_u280 import BANKS, FakeCard, WaitsForEver, write_xclbin
 from u280_machine import NOTHING, SMALL, Insert, insert, opened, pci, xclbin
 
 import hetrun
@@ -142,7 +142,7 @@ class Rig:
     expected: list[int]
 
 
-SWAPPED = {str(i): i for i in range(33)} | {"3": 4, "4": 3}
+SWAPPED = BANKS | {"3": 4, "4": 3}
 TO_CARD, FROM_CARD = "buffers[buffer].sync(self._to_card,", "buffers[buffer].sync(self._from_card,"
 ALLOCATED = "self._pyxrt.bo(self._device, nbytes, self._pyxrt.bo.normal, group)"
 SET_SCALAR = "self._run.set_arg(numbers[name], value)"
@@ -162,6 +162,9 @@ MUTATIONS: dict[str, tuple[str, str, Callable[[Rig], None]]] = {
     ),
     "a buffer is not set": (
         "zip(banks(), self._buffers, strict=True)", "zip(banks()[:-1], self._buffers)", generates,
+    ),
+    "the second port to the DDR has no buffer": (
+        "in numbers:\n                    self", "in numbers[:1]:\n                    self", generates,
     ),
     "scalars are floats": (SET_SCALAR, SET_SCALAR.replace("value", "float(value)"), generates),
     "scalars go to the next number": (SET_SCALAR, SET_SCALAR.replace("[name]", "[name] + 1"), generates),

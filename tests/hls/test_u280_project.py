@@ -86,17 +86,19 @@ def test_arguments_have_the_numbers_of_the_header(controller: Top) -> None:
     n = definition()
     for name, number in n.under("ARG_").items():
         assert controller.arguments[number].upper() == name, f"argument {number}"
-    for number, _ in banks():
-        assert controller.arguments[number] == project.buffer_argument(number)
+    for _, numbers in banks():
+        for number in numbers:
+            assert controller.arguments[number] == project.buffer_argument(number)
     streams = controller.arguments[n.numbers["ARGS"] :]
     assert sorted(streams) == sorted(controller.ports["axis"]), "streams come last: they would move the numbers"
 
 
 def test_every_master_is_on_its_own_bank(folder: Path, controller: Top) -> None:
     links = dict(value.split(":", 1) for value in of(folder, "sp"))
-    assert len(links) == len(of(folder, "sp")) == len(set(links.values()))
+    assert len(links) == len(of(folder, "sp"))
     assert {f"controller.{port}" for port in controller.ports["m_axi"]} == set(links)
-    expected = {f"controller.w{i}": f"HBM[{i}]" for i in range(32)} | {"controller.ddr": "DDR[0]"}
+    expected = {f"controller.w{i}": f"HBM[{i}]" for i in range(32)}
+    expected |= {"controller.ddr": "DDR[0]", "controller.ddr_vector": "DDR[0]"}
     assert links == expected
 
 

@@ -34,10 +34,11 @@ class LaunchFailure(Exception):
     """A launch that did not end as it should; the card's state is not known. The message says what was seen."""
 
 
-def banks() -> Sequence[tuple[int, str]]:
-    """(number of the kernel's argument, tag of its memory bank) of each buffer."""
+def banks() -> Sequence[tuple[str, Sequence[int]]]:
+    """(tag of its memory bank, numbers of the kernel's arguments that have it) of each buffer."""
     n = definition().numbers
-    return [*((i, f"HBM[{i}]") for i in range(n["CHANNELS"])), (n["ARG_DDR"], DDR_BANK)]
+    channels = [(f"HBM[{i}]", (i,)) for i in range(n["CHANNELS"])]
+    return [*channels, (DDR_BANK, (n["ARG_DDR"], n["ARG_DDR_VECTOR"]))]
 
 
 def kernel_fault(xclbin: Any) -> str | None:
@@ -89,10 +90,11 @@ class OpenedCard:
                 self._device = pyxrt.device(settings.card)
             xclbin = self._checked_xclbin()
             self._kernel = self._load(xclbin)
-            self._buffers = [self._allocate(xclbin, number, tag) for number, tag in banks()]
+            self._buffers = [self._allocate(xclbin, tag, numbers) for tag, numbers in banks()]
             self._run = pyxrt.run(self._kernel)
-            for (number, _), buffer in zip(banks(), self._buffers, strict=True):
-                self._run.set_arg(number, buffer)
+            for (_, numbers), buffer in zip(banks(), self._buffers, strict=True):
+                for number in numbers:
+                    self._run.set_arg(number, buffer)
             self._check_engine()
         except BaseException:
             self.release()
@@ -206,12 +208,10 @@ class OpenedCard:
             uuid = self._device.load_xclbin(xclbin)
             return pyxrt.kernel(self._device, uuid, KERNEL, pyxrt.kernel.exclusive)
 
-    def _allocate(self, xclbin: Any, number: int, tag: str) -> Any:
-        """The buffer of an argument. XRT only warns of a wrong bank, and gives the kernel a copy of the buffer that
-        the host never writes: so banks are compared here.
+    def _bank(self, xclbin: Any, tag: str, number: int) -> tuple[Any, int]:
+        """(memory bank, group) of an argument. XRT only warns of a buffer in another bank, and gives the kernel a copy
+        that the host never writes: so banks are compared here.
         """
-        settings = self._settings
-        nbytes = settings.ddr_bytes if tag == DDR_BANK else settings.channel_bytes
         with failing(self._subject, f"the memory bank of argument {number} is not known", REBUILD):
             group = self._kernel.group_id(number)
             bank = next((m for m in xclbin.get_mems() if m.get_index() == group & BANK_MASK), None)
@@ -219,6 +219,14 @@ class OpenedCard:
             raise self._wrong(
                 f"argument {number} is connected to {bank.get_tag() if bank else 'nothing'}, not to {tag}"
             )
+        return bank, group
+
+    def _allocate(self, xclbin: Any, tag: str, numbers: Sequence[int]) -> Any:
+        """The buffer of arguments that share one."""
+        settings = self._settings
+        nbytes = settings.ddr_bytes if tag == DDR_BANK else settings.channel_bytes
+        found = [self._bank(xclbin, tag, number) for number in numbers]  # each is compared
+        bank, group = found[0]
         capacity = bank.get_size_kb() * 1024
         if nbytes > min(capacity, MOST_BUFFER_BYTES):
             raise AllocationError(
@@ -236,7 +244,7 @@ class OpenedCard:
             ) from error
         begin = buffer.address() - bank.get_base_address()
         if not 0 <= begin <= capacity - nbytes:
-            raise self._wrong(f"the buffer of argument {number} lies at {buffer.address():#x}, outside of {tag}")
+            raise self._wrong(f"the buffer of argument {numbers[0]} lies at {buffer.address():#x}, outside of {tag}")
         return buffer
 
     def _check_engine(self) -> None:

@@ -55,7 +55,9 @@ def values() -> Mapping[str, str]:
         "LANE_KERNELS": str(len(units)),
         "LANE_UNITS": ",".join(units),
         "LANE_SLRS": "\n".join(f"slr={unit}:SLR{1 + 2 * i // len(units)}" for i, unit in enumerate(units)),
-        "BANKS": "\n".join(f"sp={CONTROLLER_UNIT}.{buffer_argument(number)}:{tag}" for number, tag in banks()),
+        "BANKS": "\n".join(
+            f"sp={CONTROLLER_UNIT}.{buffer_argument(number)}:{tag}" for tag, numbers in banks() for number in numbers
+        ),
         "STREAMS": "\n".join(f"stream_connect={source}:{sink}" for source, sink in streams()),
         "XCLBIN": XCLBIN,
     }
@@ -63,7 +65,8 @@ def values() -> Mapping[str, str]:
 
 def buffer_argument(number: int) -> str:
     """The name, in the controller's top function, of a buffer by its number."""
-    return "ddr" if number == definition().numbers["ARG_DDR"] else f"w{number}"
+    names = {n: name.lower() for name, n in definition().under("ARG_").items()}
+    return names.get(number, f"w{number}")
 
 
 def streams() -> Iterator[tuple[str, str]]:
