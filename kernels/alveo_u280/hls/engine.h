@@ -60,7 +60,7 @@
 //   2 beats: scale and minimum of 32 keys (binary16 pairs) | 2 beats: of values | keys | values
 // Regions of a slot follow one another, slots follow one another. (slot, group) -> slot * n_groups + group.
 
-// Instructions. Operands a, b, c, dst: first float of a value in a row of the vector memory, a multiple of 16. A row is a token of the
+// Instructions. Operands a, b, c, d, dst: first float of a value in a row of the vector memory, a multiple of 16. A row is a token of the
 // pass; with rows = OUTPUTS only tokens whose logits are wanted have it, in order, from row 0 on. In the DDR a token's row is the one of
 // its number in the step, an output's that of its number among outputs. What reads and writes may be the same place, or apart.
 #define HETRUN_U280_OP_END 0
@@ -75,9 +75,9 @@
 #define HETRUN_U280_OP_ADD 8      // dst <- a + b; n
 #define HETRUN_U280_OP_SCALE 9    // dst <- a * f0; n
 #define HETRUN_U280_OP_GATE 10    // dst <- silu(a) * b; n
-#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by the row `position` of a table in DDR: n_pairs (cos, sin), rows
-                                  // `stride` floats apart
-#define HETRUN_U280_OP_ATTEND 12  // KV <- b (keys), c (values); dst <- attention of queries a
+#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by row min(position, max_position) of a table in DDR: n_pairs (cos,
+                                  // sin), rows `stride` floats apart
+#define HETRUN_U280_OP_ATTEND 12  // KV <- b (keys), c (values); dst <- attention of queries a, of d where a key is a sink's
 #define HETRUN_U280_OP_SELECT 13  // dst <- rows of a whose logits are wanted; n
 #define HETRUN_U280_OPS 14
 
@@ -129,7 +129,9 @@ struct Instruction {
     float f0;                     // NORM: eps.   SCALE: the factor.   ATTEND: of scores
     uint32_t n_heads, n_heads_kv, head_dim;  // ATTEND
     uint32_t n_slots, n_cells, n_ctx, sink, window;
-    uint32_t reserved[7];
+    uint32_t d;                   // ATTEND: queries that meet the keys of positions below `sink`; as `a` where there are none of their own
+    uint32_t max_position;        // ROPE: positions beyond it count as it
+    uint32_t reserved[5];
 };
 static_assert(sizeof(Instruction) == 128, "two beats");
 
