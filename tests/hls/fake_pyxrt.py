@@ -25,6 +25,7 @@ from hetrun_alveo_u280.definition import definition
 
 SHAPES = ("2.13", "2.16")  # load_xclbin; register_xclbin and hw_context
 MOST_WAIT_MS = 100
+JUNK_BYTES = 65_537  # of what lay in memory before, repeated
 
 
 class Enumerator:
@@ -202,7 +203,7 @@ class bo:
             raise MemoryError("std::bad_alloc")
         self._base = int(loaded.content["mems"][self.bank][1]) + device.card.taken(self.bank)
         rng = np.random.default_rng(self._base + size)
-        self.host, self.card = (rng.integers(0, 256, size, np.uint8) for _ in range(2))
+        self.host, self.card = (np.resize(rng.integers(0, 256, JUNK_BYTES, np.uint8), size) for _ in range(2))
         self.fresh, self.unsynced = np.zeros(size, bool), np.zeros(size, bool)
         device.card.live.add(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hetrun.cli.main import run
 from hetrun.config import load_system
 from hetrun_alveo_u280 import project
 from hetrun_alveo_u280.definition import definition, parse
@@ -183,6 +185,43 @@ def test_the_system_file_names_the_xclbin_and_loads(folder: Path) -> None:
     system = load_system(folder / "system.toml")
     assert system.drivers["alveo-u280"] == {"xclbin": project.XCLBIN}
     assert [device.id for device in system.devices] == ["cpu:0", "alveo-u280:0"]
+
+
+# A tool that makes what it is told to, and says how it was called.
+TOOL = """#!/bin/sh
+echo "$@" >> calls
+while [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done
+"""
+
+
+def test_without_the_tool_the_commands_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert run(["build", "alveo-u280", "--out", str(tmp_path / "u280")]) == 0
+    said = capsys.readouterr().out
+    assert "not here: v++. Build it with:" in said
+    assert [line.split()[:2] for line in said.splitlines() if " v++ " in line] == [
+        ["v++", "--compile"], ["v++", "--compile"], ["v++", "--link"], ["v++", "--package"],
+    ]  # fmt: skip
+    assert (tmp_path / "u280/link.cfg").exists() and (tmp_path / "u280/hls/engine.h").exists()
+
+
+def test_the_tool_is_run_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/v++").write_text(TOOL)
+    (tmp_path / "bin/v++").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert run(["build", "alveo-u280", "--out", str(tmp_path / "u280"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["built"] and record["makes"] == project.XCLBIN
+    calls = (tmp_path / "u280/calls").read_text().splitlines()
+    assert calls == [" ".join(step.command[1:]) for step in project.steps()]
+    (tmp_path / "bin/v++").write_text("#!/bin/sh\nexit 1\n")
+    assert run(["build", "alveo-u280", "--out", str(tmp_path / "u280")]) == 7
+    assert "v++ failed: exit code 1" in capsys.readouterr().err
 
 
 def test_a_slot_without_a_value_is_an_error() -> None:
