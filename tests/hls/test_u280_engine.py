@@ -93,8 +93,10 @@ def test_rope_has_the_bits_of_the_specification(half: bool, group: int, n_pairs:
     with Card() as card:
         at = card.put_ddr(table)
         for dst in (0, 256):
-            op = instruction("ROPE", a=0, dst=dst, n=192, group=group, n_pairs=n_pairs, ddr=at, stride=2 * n_pairs + 3, flags=int(half))
-            cos, sin = table[:11, 0 : 2 * n_pairs : 2], table[:11, 1 : 2 * n_pairs : 2]
+            op = instruction("ROPE", a=0, dst=dst, n=192, group=group, n_pairs=n_pairs, ddr=at, stride=2 * n_pairs + 3)
+            op["flags"], op["max_position"] = int(half), 8  # row 9 on stand at 8
+            at_rows = table[np.minimum(np.arange(11), 8)]
+            cos, sin = at_rows[:, 0 : 2 * n_pairs : 2], at_rows[:, 1 : 2 * n_pairs : 2]
             assert same(mapped(card, x, op, at=dst), u280_order.rope(x, cos, sin, group, half))
 
 
@@ -186,15 +188,26 @@ def test_blocks_of_very_different_sizes_keep_their_own_precision() -> None:
 
 
 def attention(
-    card: Card, cache: KvCache, n_slots: int, q: Floats, k: Floats, v: Floats, rows: list[tuple[int, int, int, int]], at: int, factor: float
+    card: Card,
+    cache: KvCache,
+    n_slots: int,
+    values: tuple[Floats, Floats, Floats, Floats],
+    rows: list[tuple[int, int, int, int]],
+    at: int,
+    factor: float,
 ) -> tuple[Floats, np.void]:
+    """values: queries, keys, values, and the queries that sinks meet."""
+    q, k, v, q_sink = values
     n, n_kv = q.shape[1], k.shape[1]
-    sources = [card.put_ddr(x) for x in (q, k, v)]
+    sources = [card.put_ddr(x) for x in values]
     target = card.take_ddr(4 * len(rows) * n)
-    places = {"q": 0, "k": 4096, "v": 8192, "out": 12288}
-    loads = [instruction("LOAD", dst=places[name], n=x.shape[1], ddr=beat, stride=x.shape[1]) for name, x, beat in zip("qkv", (q, k, v), sources, strict=True)]
+    places = (0, 4096, 8192, 16384)
+    loads = [
+        instruction("LOAD", dst=dst, n=x.shape[1], ddr=beat, stride=x.shape[1])
+        for dst, x, beat in zip(places, values, sources, strict=True)
+    ]
     attend = instruction(
-        "ATTEND", a=0, b=4096, c=8192, dst=12288, f0=factor, n_heads=n // cache.head_dim, n_heads_kv=cache.n_heads_kv, head_dim=cache.head_dim,
+        "ATTEND", a=0, b=4096, c=8192, d=0 if q_sink is q else 16384, dst=12288, f0=factor, n_heads=n // cache.head_dim, n_heads_kv=cache.n_heads_kv, head_dim=cache.head_dim,
         n_slots=n_slots, n_cells=cache.n_cells, n_ctx=cache.n_ctx, sink=cache.sink, window=cache.window, hbm=at, flags=2 * cache.rotated,
     )  # fmt: skip
     report = card.run([*loads, attend, instruction("STORE", a=12288, n=n, ddr=target, stride=n)], rows)
@@ -232,11 +245,12 @@ def test_attention_has_the_bits_of_the_specification(heads: tuple[int, int, int]
             k, v = numbers(rng, len(step), n_heads_kv * head_dim), numbers(rng, len(step), n_heads_kv * head_dim)
             k /= np.abs(k).max(axis=1, keepdims=True) / np.float32(4)
             factor = float(np.float32(1 / np.sqrt(head_dim)))
-            out, report = attention(card, cache, 2, q, k, v, [(0, p, slot, -1) for slot, p in step], at, factor)
+            q_sink = q[:, ::-1].copy() if sink == 3 else q
+            out, report = attention(card, cache, 2, (q, k, v, q_sink), [(0, p, slot, -1) for slot, p in step], at, factor)
             assert status(report) == "OK"
             for i, (slot, p) in enumerate(step):
                 cache.write(slot, p, k[i], v[i])
-            expected = np.stack([cache.attend(slot, p, q[i], factor) for i, (slot, p) in enumerate(step)])
+            expected = np.stack([cache.attend(slot, p, q[i], factor, q_sink[i]) for i, (slot, p) in enumerate(step)])
             assert same(out, expected), step
             card.ddr_used = 2
         used = np.array([c[64 * (at + beats) :] for c in card.channels])

@@ -171,6 +171,14 @@ def hadamard(x: Floats) -> Floats:
     return flushed(x * np.float32(1 / np.sqrt(n)))
 
 
+def _query(x: Floats) -> tuple[Floats, np.float32]:
+    """int8 codes and their scale."""
+    most = np.abs(x).max()
+    if not np.isfinite(most) or most < np.float32(1e-35):
+        return np.zeros_like(x), np.float32(0 if np.isfinite(most) else np.nan)
+    return np.rint(x * (np.float32(127) / most)), most / np.float32(127)
+
+
 def _tree(parts: Floats) -> np.float32:
     while len(parts) > 1:
         half = len(parts) // 2
@@ -206,11 +214,11 @@ class KvCache:
         codes = np.where(bad[..., None], 0, codes)
         self.cells[slot, position] = codes, np.where(bad, nan, scale), np.where(bad, nan, minimum)
 
-    def attend(self, slot: int, position: int, q: Floats, factor: float) -> Floats:
-        """q: [n_heads * head_dim]. Returns the same shape."""
-        heads = q.reshape(-1, self.head_dim)
+    def attend(self, slot: int, position: int, q: Floats, factor: float, q_sink: Floats | None = None) -> Floats:
+        """q, q_sink: [n_heads * head_dim]. Returns the same shape."""
+        both = np.stack([q, q if q_sink is None else q_sink]).reshape(2, -1, self.head_dim)
         with np.errstate(all="ignore"):
-            heads = hadamard(heads) if self.rotated else heads
+            heads = (hadamard(both) if self.rotated else both).swapaxes(0, 1)
             per = len(heads) // self.n_heads_kv
             out = np.stack([self._head(slot, position, x, h // per, factor) for h, x in enumerate(heads)])
             return (hadamard(out) if self.rotated else out).reshape(-1)
@@ -220,11 +228,10 @@ class KvCache:
             return position
         return self.sink + (position - self.sink) % (self.n_cells - self.sink)
 
-    def _head(self, slot: int, position: int, x: Floats, head: int, factor: float) -> Floats:
-        one, most = np.float32(1), np.abs(x).max()
-        usable = np.isfinite(most) and most >= np.float32(1e-35)
-        query = np.rint(x * (np.float32(127) / most)) if usable else np.zeros_like(x)
-        scale = most / np.float32(127) if usable else np.float32(0 if np.isfinite(most) else np.nan)
+    def _head(self, slot: int, position: int, queries: Floats, head: int, factor: float) -> Floats:
+        """queries: the head's [2, head_dim]; the second meets sinks."""
+        x = queries[0]
+        coded = [_query(each) for each in queries]
         visible = [j for j in range(position + 1) if not self.window or j < self.sink or j > position - self.window]
         stripes = max(1, 32 // self.n_heads_kv)
         by_stripe = [[j for j in visible if self._cell(j) % stripes == s] for s in range(stripes)]
@@ -234,8 +241,12 @@ class KvCache:
         scores, total, least, weights, nan = [], np.float32(0), np.float32(0), [], np.full_like(x, np.nan)
         for own, k, s, m in zip(by_stripe, codes, scales, minima, strict=True):
             if own:
-                dot, both = (k[:, 0] @ query).astype(np.float32), np.float32(query.sum())
-                scores.append(flushed(flushed(np.float32(factor) * scale) * flushed(flushed(s[:, 0] * dot) + flushed(m[:, 0] * both))))
+                of_set = []
+                for query, scale in coded:
+                    dot = flushed(s[:, 0] * (k[:, 0] @ query).astype(np.float32))
+                    offset = flushed(m[:, 0] * np.float32(query.sum()))
+                    of_set.append(flushed(flushed(np.float32(factor) * scale) * flushed(dot + offset)))
+                scores.append(np.where(np.array(own) < self.sink, of_set[1], of_set[0]))
             else:
                 scores.append(np.zeros(0, np.float32))
         largest = np.concatenate(scores).max()
@@ -257,7 +268,7 @@ class KvCache:
         for own, w, v in zip(by_stripe, weights, codes, strict=True):
             if own:
                 acc += np.rint(flushed(w * inverse)).astype(np.int64) @ v[:, 1].astype(np.int64)
-        step = flushed(top / np.float32(4095)) * one
+        step = flushed(top / np.float32(4095))
         return flushed(flushed(flushed(acc.astype(np.float32) * step) + least) / total)
 
     @staticmethod

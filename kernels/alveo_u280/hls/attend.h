@@ -47,22 +47,23 @@ struct BlockScales {
     }
 };
 
-inline void score(Attention& a, uint32_t cell, uint32_t n_queries, uint32_t chunks, Affine with, const Beat* key, float* largest) {
+// set: of queries, 1 where the cell is a sink and they have their own.
+inline void score(Attention& a, uint32_t set, uint32_t cell, uint32_t n_queries, uint32_t chunks, Affine with, const Beat* key, float* largest) {
     for (uint32_t q = 0; q < n_queries; ++q) {
 #pragma HLS PIPELINE II = 1
         int32_t dot = 0;
         for (uint32_t i = 0; i < chunks * 128; ++i) {
 #pragma HLS UNROLL factor = 128
-            dot += static_cast<int>(key[i / 128].byte[i % 128 / 2] >> 4 * (i % 2) & 15) * static_cast<int>(a.query[q][i]);
+            dot += static_cast<int>(key[i / 128].byte[i % 128 / 2] >> 4 * (i % 2) & 15) * static_cast<int>(a.query[set][q][i]);
         }
-        const float value = times(a.scale[q], plus(times(with.scale, static_cast<float>(dot)), times(with.minimum, static_cast<float>(a.code_sum[q]))));
+        const float value = times(a.scale[set][q], plus(times(with.scale, static_cast<float>(dot)), times(with.minimum, static_cast<float>(a.code_sum[set][q]))));
         a.scores[cell * n_queries + q] = value;
         largest[q] = larger(largest[q], value);
     }
 }
 
-// Behind the command, of each channel: its cells; if there are any, of each query a beat with its scale (float) and the sum of its
-// codes, and two beats of codes a chunk; of each own cell a beat with its word, and its codes.
+// Behind the command, of each channel: its cells; if there are any, of each set and query a beat with its scale (float) and the sum of
+// its codes, and two beats of codes a chunk; of each own cell a beat with its word and whether it is a sink, and its codes.
 template <class Commands, class Beats, class Results>
 void attend_keys(Lanes& lanes, const Command& command, Commands& commands, Beats* beats, Results& results) {
     const uint32_t n_queries = command.n_queries, chunks = command.chunks;
@@ -71,16 +72,19 @@ void attend_keys(Lanes& lanes, const Command& command, Commands& commands, Beats
         a.cells = cells_of(commands.read());
         if (a.cells.count() == 0) continue;
         float largest[kMaxHeads];
-        for (uint32_t q = 0; q < n_queries; ++q) {
-            const Beat head = commands.read();
-            a.scale[q] = float_of(head, 0);
-            a.code_sum[q] = static_cast<int32_t>(word_of(head, 1));
-            largest[q] = bits_float(kMinusInfinity);
-            for (uint32_t i = 0; i < 2 * chunks; ++i) {
-                const Beat codes = commands.read();
-                for (uint32_t k = 0; k < kCodes; ++k) a.query[q][i * kCodes + k] = static_cast<int8_t>(codes.byte[k]);
+        for (uint32_t q = 0; q < n_queries; ++q) largest[q] = bits_float(kMinusInfinity);
+        for (uint32_t set = 0; set < command.n_sets; ++set) {
+            for (uint32_t q = 0; q < n_queries; ++q) {
+                const Beat head = commands.read();
+                a.scale[set][q] = float_of(head, 0);
+                a.code_sum[set][q] = static_cast<int32_t>(word_of(head, 1));
+                for (uint32_t i = 0; i < 2 * chunks; ++i) {
+                    const Beat codes = commands.read();
+                    for (uint32_t k = 0; k < kCodes; ++k) a.query[set][q][i * kCodes + k] = static_cast<int8_t>(codes.byte[k]);
+                }
             }
         }
+        const uint32_t of_sinks = command.n_sets - 1;
         uint32_t cell = 0;
         Beat key[2];
         BlockScales scales{};
@@ -89,13 +93,13 @@ void attend_keys(Lanes& lanes, const Command& command, Commands& commands, Beats
                 const uint32_t place = a.cells.place[run] + i;
                 scales.meet(place, i == 0, beats[c]);
                 for (uint32_t k = 0; k < chunks; ++k) key[k] = beats[c].read();
-                score(a, cell++, n_queries, chunks, scales.of(place), key, largest);
+                score(a, run == 0 ? of_sinks : 0, cell++, n_queries, chunks, scales.of(place), key, largest);
             }
         }
         for (uint32_t i = 0; i < a.cells.n_own; ++i) {
-            const Affine with = affine_of(word_of(commands.read(), 0));
+            const Beat head = commands.read();
             for (uint32_t k = 0; k < chunks; ++k) key[k] = commands.read();
-            score(a, cell++, n_queries, chunks, with, key, largest);
+            score(a, word_of(head, 1) != 0 ? of_sinks : 0, cell++, n_queries, chunks, affine_of(word_of(head, 0)), key, largest);
         }
         for (uint32_t first = 0; first < n_queries; first += kFloats) {
             Beat out{};

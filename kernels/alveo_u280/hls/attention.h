@@ -20,7 +20,7 @@ struct OwnKv {
 
 struct Attending {
     OwnKv own;
-    Query query[kMaxHeads];
+    Query query[2][kMaxHeads];  // those of sinks behind the others
     float largest[kMaxHeads], total[kMaxHeads], minima[kMaxHeads], most[kMaxHeads];  // scores, sum p, sum p * minimum, weights
     int32_t sums[kMaxHeads][kMaxHeadDim];
 };
@@ -108,7 +108,20 @@ inline Beat word_beat(uint32_t word) {
     return beat;
 }
 
-// Floats of queries [first, first + n), 16 a beat.
+template <class Commands>
+void send_query(Commands& commands, const Query& query, float factor, uint32_t chunks) {
+    Beat head{};
+    set_float(head, 0, times(factor, query.scale));
+    set_word(head, 1, static_cast<uint32_t>(query.code_sum));
+    commands.write(head);
+    for (uint32_t b = 0; b < 2 * chunks; ++b) {
+        Beat codes;
+        for (uint32_t k = 0; k < kCodes; ++k) codes.byte[k] = static_cast<uint8_t>(static_cast<int>(query.code[b * kCodes + k]));
+        commands.write(codes);
+    }
+}
+
+// Floats of n queries, 16 a beat.
 template <class Commands>
 void send_floats(Commands& commands, const float* x, uint32_t n) {
     for (uint32_t from = 0; from < n; from += kFloats) {
@@ -118,13 +131,17 @@ void send_floats(Commands& commands, const float* x, uint32_t n) {
     }
 }
 
+inline uint32_t query_sets(const Instruction& i) { return i.sink != 0 && i.d != i.a ? 2 : 1; }
+
 // The queries of a row, as their codes, and what their sums begin with.
 inline void prepare_queries(const Instruction& i, const float* memory, Attending& state) {
     for (uint32_t head = 0; head < i.n_heads; ++head) {
-        float x[kMaxHeadDim] = {};
-        for (uint32_t k = 0; k < i.head_dim; ++k) x[k] = memory[i.a + head * i.head_dim + k];
-        if ((i.flags & HETRUN_U280_FLAG_HADAMARD) != 0) hadamard(x, i.head_dim);
-        quantize_query(x, i.head_dim, state.query[head]);
+        for (uint32_t set = 0; set < query_sets(i); ++set) {
+            float x[kMaxHeadDim] = {};
+            for (uint32_t k = 0; k < i.head_dim; ++k) x[k] = memory[(set == 0 ? i.a : i.d) + head * i.head_dim + k];
+            if ((i.flags & HETRUN_U280_FLAG_HADAMARD) != 0) hadamard(x, i.head_dim);
+            quantize_query(x, i.head_dim, state.query[set][head]);
+        }
         state.largest[head] = bits_float(kMinusInfinity);
         state.total[head] = state.minima[head] = state.most[head] = 0;
         for (uint32_t k = 0; k < kMaxHeadDim; ++k) state.sums[head][k] = 0;
@@ -160,6 +177,7 @@ void attend_group(const Order& order, const Cache& cache, uint32_t row, uint32_t
         command.kind = kind;
         command.n_queries = n_queries;
         command.chunks = chunks;
+        command.n_sets = query_sets(i);
         send_all(commands, beat_of(command));
         for (uint32_t channel = 0; channel < kChannels; ++channel) {
             auto& to = commands[channel / kLaneChannels];
@@ -173,21 +191,14 @@ void attend_group(const Order& order, const Cache& cache, uint32_t row, uint32_t
     exchange(
         kCommandKeys,
         [&](auto& to, uint32_t channel, uint32_t first) {
-            for (uint32_t q = first; q < first + n_queries; ++q) {
-                const Query& query = state.query[q];
-                Beat head{};
-                set_float(head, 0, times(i.f0, query.scale));
-                set_word(head, 1, static_cast<uint32_t>(query.code_sum));
-                to.write(head);
-                for (uint32_t b = 0; b < 2 * chunks; ++b) {
-                    Beat codes;
-                    for (uint32_t k = 0; k < kCodes; ++k) codes.byte[k] = static_cast<uint8_t>(static_cast<int>(query.code[b * kCodes + k]));
-                    to.write(codes);
-                }
+            for (uint32_t set = 0; set < query_sets(i); ++set) {
+                for (uint32_t q = first; q < first + n_queries; ++q) send_query(to, state.query[set][q], i.f0, chunks);
             }
             each_own(order, cache, row, channel, group, [&](uint32_t r) {
                 const Cell& key = state.own.key[r][cache.head(channel, group)];
-                to.write(word_beat(key.word));
+                Beat head = word_beat(key.word);
+                set_word(head, 1, static_cast<uint32_t>(order.pass.row[r].position) < i.sink ? 1 : 0);
+                to.write(head);
                 for (uint32_t k = 0; k < chunks; ++k) to.write(key.codes[k]);
             });
         },

@@ -75,8 +75,8 @@
 #define HETRUN_U280_OP_ADD 8      // dst <- a + b; n
 #define HETRUN_U280_OP_SCALE 9    // dst <- a * f0; n
 #define HETRUN_U280_OP_GATE 10    // dst <- silu(a) * b; n
-#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by row min(position, max_position) of a table in DDR: n_pairs (cos, sin),
-                                  // rows `stride` floats apart
+#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by row min(position, max_position) of a table in DDR: n_pairs (cos,
+                                  // sin), rows `stride` floats apart
 #define HETRUN_U280_OP_ATTEND 12  // KV <- b (keys), c (values); dst <- attention of queries a, of d where a key is a sink's
 #define HETRUN_U280_OP_SELECT 13  // dst <- rows of a whose logits are wanted; n
 #define HETRUN_U280_OPS 14

@@ -57,7 +57,7 @@ inline uint32_t problem_of_attend(const Instruction& i, const Pass& pass, const 
     if (uint64_t{i.n_slots} * kv.groups * kv.region_beats + i.hbm > limits.hbm) return bad;
     if (uint64_t{divided(i.n_cells, kv.stripes)} * (i.n_heads / i.n_heads_kv) > kMaxScores) return bad;
     const uint32_t n = i.n_heads * i.head_dim, n_kv = i.n_heads_kv * i.head_dim;
-    if (!fits(i.a, n) || !fits(i.dst, n) || !fits(i.b, n_kv) || !fits(i.c, n_kv)) return bad;
+    if (!fits(i.a, n) || !fits(i.d, n) || !fits(i.dst, n) || !fits(i.b, n_kv) || !fits(i.c, n_kv)) return bad;
     for (uint32_t row = 0; row < pass.n_rows; ++row) {
         const Row& r = pass.row[row];
         if (r.position < 0 || static_cast<uint32_t>(r.position) >= i.n_ctx) return HETRUN_U280_STATUS_BAD_POSITION;
@@ -70,13 +70,19 @@ inline uint32_t problem_of_attend(const Instruction& i, const Pass& pass, const 
     return HETRUN_U280_STATUS_OK;
 }
 
+// Row of ROPE's table.
+inline uint32_t rope_row(const Instruction& i, const Row& row) {
+    const uint32_t position = static_cast<uint32_t>(row.position);
+    return position < i.max_position ? position : i.max_position;
+}
+
 inline uint32_t problem_of_rope(const Instruction& i, const Pass& pass, const Limits& limits) {
     constexpr uint32_t bad = HETRUN_U280_STATUS_BAD_SHAPE;
     if (i.group == 0 || i.n % i.group != 0 || i.n_pairs == 0 || i.n_pairs > i.group / 2 || i.n_pairs > kMaxHeadDim / 2) return bad;
     if (!fits(i.a, i.n) || !fits(i.dst, i.n)) return bad;
     for (uint32_t row = 0; row < pass.n_rows; ++row) {
         if (pass.row[row].position < 0) return HETRUN_U280_STATUS_BAD_POSITION;
-        if (i.stride < 2 * i.n_pairs || !fits_ddr(limits, i.ddr, static_cast<uint32_t>(pass.row[row].position), 1, i.stride, 2 * i.n_pairs))
+        if (i.stride < 2 * i.n_pairs || !fits_ddr(limits, i.ddr, rope_row(i, pass.row[row]), 1, i.stride, 2 * i.n_pairs))
             return HETRUN_U280_STATUS_BAD_POSITION;
     }
     return HETRUN_U280_STATUS_OK;
@@ -133,7 +139,7 @@ inline Instruction instruction_of(const Beat& first, const Beat& second) {
 #pragma HLS ARRAY_PARTITION variable = w complete
     for (uint32_t k = 0; k < 2 * kFloats; ++k) w[k] = word_of(k < kFloats ? first : second, k % kFloats);
     return {w[0],  w[1],  w[2],  w[3],  w[4],  w[5],  w[6],  w[7],  w[8],  w[9],  w[10], w[11], w[12], w[13], w[14], w[15], bits_float(w[16]),
-            w[17], w[18], w[19], w[20], w[21], w[22], w[23], w[24], {}};
+            w[17], w[18], w[19], w[20], w[21], w[22], w[23], w[24], w[25], w[26], {}};
 }
 
 inline Row row_of(const Beat& beat, uint32_t i) {

@@ -86,26 +86,27 @@ struct Command {
     uint32_t n_blocks;             // Multiply: of every channel
     uint32_t channel, block, row;  // Embed: of the kernel; of the channel; of the block
     uint32_t n_queries, chunks;    // Keys, Weights, Values: of each KV head
+    uint32_t n_sets;               // Keys: 2 where queries of their own meet the keys of sinks
     uint32_t n_forward[kLaneChannels];
 };
 
 inline Beat beat_of(const Command& c) {
     Beat beat{};
-    const uint32_t words[14] = {c.kind,      c.format, c.n_tokens,     c.n_columns,    c.n_blocks,     c.channel,     c.block, c.row,
-                                c.n_queries, c.chunks, c.n_forward[0], c.n_forward[1], c.n_forward[2], c.n_forward[3]};
-    for (uint32_t i = 0; i < 14; ++i) set_word(beat, i, words[i]);
+    const uint32_t words[15] = {c.kind,      c.format, c.n_tokens,     c.n_columns,    c.n_blocks,     c.channel,     c.block, c.row,
+                                c.n_queries, c.chunks, c.n_forward[0], c.n_forward[1], c.n_forward[2], c.n_forward[3], c.n_sets};
+    for (uint32_t i = 0; i < 15; ++i) set_word(beat, i, words[i]);
     return beat;
 }
 inline Command command_of(const Beat& beat) {
     Command c{};
-    uint32_t* const words[14] = {&c.kind,      &c.format, &c.n_tokens,     &c.n_columns,    &c.n_blocks,     &c.channel,     &c.block, &c.row,
-                                 &c.n_queries, &c.chunks, &c.n_forward[0], &c.n_forward[1], &c.n_forward[2], &c.n_forward[3]};
-    for (uint32_t i = 0; i < 14; ++i) *words[i] = word_of(beat, i);
+    uint32_t* const words[15] = {&c.kind,      &c.format, &c.n_tokens,     &c.n_columns,    &c.n_blocks,     &c.channel,     &c.block, &c.row,
+                                 &c.n_queries, &c.chunks, &c.n_forward[0], &c.n_forward[1], &c.n_forward[2], &c.n_forward[3], &c.n_sets};
+    for (uint32_t i = 0; i < 15; ++i) *words[i] = word_of(beat, i);
     return c;
 }
 
-// Cells of one KV head that a query sees in one channel, in the order of their positions: runs of places, then those that the pass
-// itself has written, which come from the chip.
+// Cells of one KV head that a query sees in one channel, in the order of their positions: runs of places, the first of which is sinks,
+// then those that the pass itself has written, which come from the chip.
 struct Cells {
     uint32_t place[kRuns], n[kRuns], n_own;
 

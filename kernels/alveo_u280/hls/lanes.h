@@ -10,9 +10,10 @@ namespace hetrun::u280 {
 struct Attention {
     Cells cells;
     float scores[kMaxScores];                // by cell and query; then its weight
-    float scale[kMaxHeads];                  // of a query's scores
-    int32_t code_sum[kMaxHeads];             // of its codes
-    Int<8> query[kMaxHeads][kMaxHeadDim];
+    // Queries, and those that sinks meet.
+    float scale[2][kMaxHeads];      // of a query's scores
+    int32_t code_sum[2][kMaxHeads]; // of its codes
+    Int<8> query[2][kMaxHeads][kMaxHeadDim];
     Int<30> sums[kMaxHeads][kMaxHeadDim];
 };
 

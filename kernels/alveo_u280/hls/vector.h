@@ -11,6 +11,7 @@
 
 #include "attention.h"
 #include "fabric/activation.h"
+#include "fetch.h"
 #include "flow.h"
 #include "quantize.h"
 
@@ -228,7 +229,7 @@ void vector_step(const Order& order, Vector& vector, Beat* ddr, Commands* comman
     float constants[kMaxColumns];
     const uint32_t n = i.op == HETRUN_U280_OP_NORM ? i.group : i.op == HETRUN_U280_OP_BIAS ? i.n : i.op == HETRUN_U280_OP_ROPE ? 2 * i.n_pairs : 0;
     for (uint32_t row = 0; row < n_rows; ++row) {
-        const uint64_t at = i.op == HETRUN_U280_OP_ROPE ? static_cast<uint64_t>(order.pass.row[row].position) * i.stride : 0;
+        const uint64_t at = i.op == HETRUN_U280_OP_ROPE ? uint64_t{rope_row(i, order.pass.row[row])} * i.stride : 0;
         if (row == 0 || i.op == HETRUN_U280_OP_ROPE) read_floats(ddr, uint64_t{i.ddr} * kFloats + at, n, constants);
         map_row(i, constants, vector.memory[row]);
     }
