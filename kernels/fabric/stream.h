@@ -29,6 +29,7 @@
 #include <cstdlib>
 #ifdef HETRUN_FABRIC_BOUNDED
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -155,20 +156,28 @@ private:
 #endif
 };
 
+#ifdef HETRUN_FABRIC_BOUNDED
+inline void dataflow(const std::vector<std::function<void()>>& processes) {
+    Region& region = Region::get();
+    region.running = static_cast<int>(processes.size());
+    region.waits.clear();
+    std::vector<std::thread> threads;
+    for (const auto& process : processes) {
+        threads.emplace_back([&region, &process] {
+            process();
+            std::lock_guard<std::mutex> lock(region.mutex);
+            --region.running;
+            region.note();
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+}
+#endif
+
 template <class... Process>
 void dataflow(Process... process) {
 #ifdef HETRUN_FABRIC_BOUNDED
-    Region& region = Region::get();
-    region.running = sizeof...(Process);
-    region.waits.clear();
-    std::vector<std::thread> threads;
-    (threads.emplace_back([&region, process] {
-        process();
-        std::lock_guard<std::mutex> lock(region.mutex);
-        --region.running;
-        region.note();
-    }), ...);
-    for (std::thread& thread : threads) thread.join();
+    dataflow(std::vector<std::function<void()>>{process...});
 #else
     (process(), ...);
 #endif

@@ -147,10 +147,11 @@ inline Row row_of(const Beat& beat, uint32_t i) {
     return {at(0), at(1), at(2), at(3)};
 }
 
-// Passes of kTokens rows, each all instructions. Calls emit(order) for each, END among them, then fence(), which returns when the pass is
-// done: the next may read what this one wrote. Returns status, the instruction that failed and the number of passes.
-template <class Emit, class Fence>
-Report fetch(const Beat* ddr, const Launch& launch, const Limits& limits, Emit emit, Fence fence) {
+// Passes of kTokens rows, each all instructions. Calls begin(pass), emit(order, its two beats) for each instruction, END among them, and
+// between passes fence(), which returns when the pass is done: the next may read what it wrote. Returns status, the instruction that
+// failed and the number of passes.
+template <class Begin, class Emit, class Fence>
+Report fetch(const Beat* ddr, const Launch& launch, const Limits& limits, Begin begin, Emit emit, Fence fence) {
     constexpr uint32_t kRowsOfBeat = HETRUN_U280_BEAT_BYTES / sizeof(Row);
     Report report{};
     report.version = HETRUN_U280_VERSION;
@@ -163,29 +164,34 @@ Report fetch(const Beat* ddr, const Launch& launch, const Limits& limits, Emit e
     for (uint32_t first = 0; first < n_tokens && report.status == HETRUN_U280_STATUS_OK; first += kTokens) {
         Row rows[kTokens];
         const uint32_t n_rows = n_tokens - first < kTokens ? n_tokens - first : kTokens;
-        for (uint32_t k = 0; k < n_rows; ++k) rows[k] = n_tokens == 1 ? Row{launch.token, launch.position, launch.slot, launch.output} : row_of(ddr[bits_of(launch.rows) + (first + k) / kRowsOfBeat], (first + k) % kRowsOfBeat);
-        const Pass pass = pass_of(rows, n_rows, first);
+        for (uint32_t k = 0; k < n_rows && n_tokens > 1; ++k)
+            rows[k] = row_of(ddr[bits_of(launch.rows) + (first + k) / kRowsOfBeat], (first + k) % kRowsOfBeat);
+        if (n_tokens == 1) rows[0] = {launch.token, launch.position, launch.slot, launch.output};
+        const Pass pass = pass_of(rows, n_rows, first, first + kTokens < n_tokens ? 1 : 0);
+        begin(pass);
         Quantized quantized{};
         for (uint32_t number = 0;; ++number) {
             const uint64_t at = bits_of(launch.program) + 2 * uint64_t{number};
             report.instruction = number;
             Order order{};
             order.pass = pass;
+            Beat beats[2] = {};
             if (at + 2 > limits.ddr) {
                 report.status = HETRUN_U280_STATUS_BAD_SHAPE;
             } else {
-                order.instruction = instruction_of(ddr[at], ddr[at + 1]);
+                for (uint32_t k = 0; k < 2; ++k) beats[k] = ddr[at + k];
+                order.instruction = instruction_of(beats[0], beats[1]);
                 report.status = problem_of(order.instruction, pass, limits, quantized);
             }
             if (report.status != HETRUN_U280_STATUS_OK) order.instruction.op = HETRUN_U280_OP_END;
-            emit(order);
+            set_word(beats[0], 0, order.instruction.op);
+            emit(order, beats);
             if (order.instruction.op == HETRUN_U280_OP_END) break;
         }
-        fence();
-        if (report.status == HETRUN_U280_STATUS_OK) {
-            report.instruction = 0;
-            ++report.n_passes;
-        }
+        if (pass.followed != 0) fence();
+        if (report.status != HETRUN_U280_STATUS_OK) break;
+        report.instruction = 0;
+        ++report.n_passes;
     }
     return report;
 }

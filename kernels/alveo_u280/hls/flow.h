@@ -1,12 +1,14 @@
 // What flows between the processes of the engine, and the sizes that they share.
 //
-//   DDR --> fetch --> reader x 32 --> lanes (8 kernels of four channels) <--> vector --> DDR, writer --> HBM
+//   DDR --> fetch --> reader 0 --> ... --> reader 31 --> vector --> DDR, writer --> HBM
+//                        |                     |           ^|
+//                     HBM 0                 HBM 31      8 kernels of lanes, which take the beats of four readers each
 //
-// fetch broadcasts checked instructions. Readers turn them into beats of their channel, as far ahead as FIFOs reach. vector does one
-// instruction after the other and tells the lanes what to do with the beats. All messages to and from lanes are beats.
+// Checked instructions pass from process to process. Readers turn them into beats of their channel, as far ahead as FIFOs reach. vector
+// does one instruction after the other and tells the lanes what to do with the beats.
 //
-// A process is a step, which does one instruction (of lanes: one command), in a loop. On a host without threads the steps alone run;
-// then vector's request for results makes the lanes run, and they read memory where readers would have.
+// A process is a loop (processes.h) around a step, which does one instruction, of lanes one command. A plain host runs the steps alone:
+// vector's request for results makes the lanes run, and they read memory where readers would have (host/csim.cpp).
 #pragma once
 
 #include <cstdint>
@@ -48,16 +50,18 @@ inline int16_t short_of(const Beat& beat, uint32_t i) {
 // Rows of a pass, as all processes know them.
 struct Pass {
     uint32_t n_rows, n_outputs, first;   // first: number of its first row in the step
+    uint32_t followed;                   // 1: by another, which waits for it
     Row row[kTokens];
     uint32_t output_row[kTokens];        // of each output: its row
 
     uint32_t rows_of(uint32_t rows) const { return rows == HETRUN_U280_ROWS_OUTPUTS ? n_outputs : n_rows; }
 };
 
-inline Pass pass_of(const Row* rows, uint32_t n_rows, uint32_t first) {
+inline Pass pass_of(const Row* rows, uint32_t n_rows, uint32_t first, uint32_t followed) {
     Pass pass{};
     pass.n_rows = n_rows;
     pass.first = first;
+    pass.followed = followed;
     for (uint32_t i = 0; i < n_rows; ++i) {
         pass.row[i] = rows[i];
         if (rows[i].output >= 0) pass.output_row[pass.n_outputs++] = i;
@@ -65,13 +69,15 @@ inline Pass pass_of(const Row* rows, uint32_t n_rows, uint32_t first) {
     return pass;
 }
 
-// An instruction and the rows that it is for. op END closes a pass; n_rows 0: the launch.
+// An instruction and the rows that it is for. op END closes a pass.
 struct Order {
     Instruction instruction;
     Pass pass;
 };
 
-// A beat that the writer puts into a channel.
+// A beat that the writer puts into a channel. Beyond the channels: the pass is done, or the launch.
+constexpr uint32_t kPassDone = kChannels, kLaunchDone = kChannels + 1;
+
 struct HbmWrite {
     uint32_t channel, beat;
     Beat data;

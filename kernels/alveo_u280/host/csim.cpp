@@ -141,7 +141,7 @@ struct hetrun_u280_card {
     Report run(const Launch& launch) {
         uint64_t weight_beats = 0, kv_beats = 0;
         Writes writes{channels};
-        const auto emit = [&](const Order& order) {
+        const auto emit = [&](const Order& order, const Beat*) {
             uint64_t& counted = order.instruction.op == HETRUN_U280_OP_ATTEND ? kv_beats : weight_beats;
             for (uint32_t c = 0; c < kChannels; ++c) {
                 route(order, c, [&](uint32_t beat, uint32_t n) {
@@ -151,7 +151,7 @@ struct hetrun_u280_card {
             }
             vector_step(order, *vector, ddr, array.commands, array.results, writes);
         };
-        Report report = fetch(ddr, launch, limits, emit, [] {});
+        Report report = fetch(ddr, launch, limits, [](const Pass&) {}, emit, [] {});
         // Activations that no matmul asked for.
         array.run();
         report.weight_beats = weight_beats;
