@@ -56,7 +56,7 @@ class CostTable:
         """PluginError where a driver's answer is no cost."""
         for device in devices:
             check_info(device)
-        answers = tuple({d.info.id: _estimate(d, op, workload) for d in devices} for op in graph.ops)
+        answers = tuple({d.info.id: estimate(d, op, workload) for d in devices} for op in graph.ops)
         if any(d.calibration for d in devices):
             answers = tuple(_calibrated(graph, workload, devices, answers))
         # What was measured of a calibrated device's ops holds.
@@ -262,7 +262,8 @@ def _calibrated(
         }
 
 
-def _estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsupported:
+def estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsupported:
+    """The driver's answer. PluginError where it is none."""
     try:
         answer = device.driver.estimate(device.info, op, workload)
     except Exception as error:

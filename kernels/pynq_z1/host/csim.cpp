@@ -4,14 +4,14 @@
 #include <new>
 
 #include "../hls/engine.h"
-#include "helpers.h"
+#include "fabric/host/helpers.h"
 #include "hetrun_pynq_z1.h"
 
 struct hetrun_pynq_csim {
     uint8_t* memory;
     uint64_t nbytes;
     uint32_t ring, count, version, config, status, done, busy_cycles, stall_cycles;
-    std::unique_ptr<hetrun::pynq::Helpers> helpers;
+    std::unique_ptr<hetrun::fabric::Helpers> helpers;
 };
 
 namespace {
@@ -33,7 +33,7 @@ hetrun_pynq_csim* hetrun_pynq_csim_create(uint8_t* memory, uint64_t nbytes) {
 }
 
 void hetrun_pynq_csim_threads(hetrun_pynq_csim* board, uint32_t n) {
-    board->helpers = n > 1 ? std::make_unique<hetrun::pynq::Helpers>(n - 1) : nullptr;
+    board->helpers = n > 1 ? std::make_unique<hetrun::fabric::Helpers>(n - 1) : nullptr;
 }
 
 void hetrun_pynq_csim_destroy(hetrun_pynq_csim* board) { delete board; }
