@@ -29,7 +29,9 @@ def numbers(rng: np.random.Generator, *shape: int) -> Floats:
 def same(x: Floats, expected: Floats) -> bool:
     """The same bits; any NaN is as good as another."""
     nan = np.isnan(expected)
-    return bool(np.array_equal(np.isnan(x), nan) and np.array_equal(x[~nan].view(np.uint32), expected[~nan].view(np.uint32)))
+    return bool(
+        np.array_equal(np.isnan(x), nan) and np.array_equal(x[~nan].view(np.uint32), expected[~nan].view(np.uint32))
+    )
 
 
 def mapped(card: Card, x: Floats, *ops: np.ndarray, n_out: int | None = None, at: int = 0) -> Floats:
@@ -49,7 +51,9 @@ def mapped(card: Card, x: Floats, *ops: np.ndarray, n_out: int | None = None, at
 def test_a_matmul_has_the_bits_of_the_specification(name: str, rows: int) -> None:
     rng = np.random.default_rng([rows, u280_order.TYPES.index(name)])
     with Card() as card:
-        for columns in (256, 1536) if name.endswith("_K") else (64, 576) if name in u280_order.BLOCKS else (32, 96, 576, 1536):
+        for columns in (
+            (256, 1536) if name.endswith("_K") else (64, 576) if name in u280_order.BLOCKS else (32, 96, 576, 1536)
+        ):
             for n in (1, 45, 1100):
                 blocks = random_rows(rng, name, n, columns)
                 x = numbers(rng, rows, columns)
@@ -220,7 +224,9 @@ SHAPES = [(9, 3, 64), (4, 4, 128), (8, 1, 32), (6, 2, 80), (2, 2, 256), (40, 40,
 @pytest.mark.parametrize("heads", SHAPES, ids=lambda s: "-".join(map(str, s)))
 @pytest.mark.parametrize("rotated", [False, True], ids=["kv4", "kv4h"])
 @pytest.mark.parametrize("sink_window", [(0, 0), (2, 37), (0, 5), (3, 20)], ids=lambda s: "-".join(map(str, s)))
-def test_attention_has_the_bits_of_the_specification(heads: tuple[int, int, int], rotated: bool, sink_window: tuple[int, int]) -> None:
+def test_attention_has_the_bits_of_the_specification(
+    heads: tuple[int, int, int], rotated: bool, sink_window: tuple[int, int]
+) -> None:
     """Chunks of several passes, then single tokens, of two slots at once, far enough for the ring to wrap."""
     n_heads, n_heads_kv, head_dim = heads
     if rotated and head_dim & (head_dim - 1):
@@ -246,7 +252,9 @@ def test_attention_has_the_bits_of_the_specification(heads: tuple[int, int, int]
             k /= np.abs(k).max(axis=1, keepdims=True) / np.float32(4)
             factor = float(np.float32(1 / np.sqrt(head_dim)))
             q_sink = q[:, ::-1].copy() if sink == 3 else q
-            out, report = attention(card, cache, 2, (q, k, v, q_sink), [(0, p, slot, -1) for slot, p in step], at, factor)
+            out, report = attention(
+                card, cache, 2, (q, k, v, q_sink), [(0, p, slot, -1) for slot, p in step], at, factor
+            )
             assert status(report) == "OK"
             for i, (slot, p) in enumerate(step):
                 cache.write(slot, p, k[i], v[i])

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from engine_order import exp_of_minus, flushed, silu_times
 
-from hetrun.testing.encoded import decoded_row
+from hetrun.testing.encoded import decoded_row, levels_of_beat
 
-__all__ = ["KvCache", "Weight", "activations", "matmul", "norm", "rope", "silu_times"]
+__all__ = ["KvCache", "Weight", "activations", "levels_of_beat", "matmul", "norm", "rope", "silu_times"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -88,7 +88,11 @@ def _dequantised(name: str, blocks: Bytes, halves: list[float]) -> npt.NDArray[n
     for at, value in zip(_HALVES[name], halves, strict=False):
         changed[:, :, at : at + 2] = np.array([value], "<f2").view(np.uint8)
     kind = gguf.GGMLQuantizationType[name]
-    return gguf.quants.dequantize(changed.reshape(len(changed), -1), kind).astype(np.float64).reshape(*blocks.shape[:2], -1)
+    return (
+        gguf.quants.dequantize(changed.reshape(len(changed), -1), kind)
+        .astype(np.float64)
+        .reshape(*blocks.shape[:2], -1)
+    )
 
 
 def _factors(name: str, blocks: Bytes, per: int) -> npt.NDArray[np.float64]:
@@ -236,7 +240,8 @@ class KvCache:
         stripes = max(1, 32 // self.n_heads_kv)
         by_stripe = [[j for j in visible if self._cell(j) % stripes == s] for s in range(stripes)]
         codes, scales, minima = (
-            [np.array([self.cells[slot, j][i][:, head] for j in own], np.float32) for own in by_stripe] for i in range(3)
+            [np.array([self.cells[slot, j][i][:, head] for j in own], np.float32) for own in by_stripe]
+            for i in range(3)
         )
         scores, total, least, weights, nan = [], np.float32(0), np.float32(0), [], np.full_like(x, np.nan)
         for own, k, s, m in zip(by_stripe, codes, scales, minima, strict=True):

@@ -130,7 +130,10 @@ class Card:
         return self.ddr[64 * beat :][: 4 * rows * stride].view("<f4").reshape(rows, stride)[:, :n].copy()
 
     def run(
-        self, program: Sequence[npt.NDArray[np.void]], rows: Sequence[tuple[int, int, int, int]], version: int | None = None
+        self,
+        program: Sequence[npt.NDArray[np.void]],
+        rows: Sequence[tuple[int, int, int, int]],
+        version: int | None = None,
     ) -> np.void:
         """rows: (token, position, slot, output) of each. An END is added."""
         words = np.concatenate([*program, instruction("END")])
