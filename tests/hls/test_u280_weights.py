@@ -43,7 +43,7 @@ def unpacked(form: str, channels: Bytes, n_rows: int, n_columns: int) -> tuple[n
     rows_of, columns_of, scales_of, minima = BEATS[form]
     integers = np.zeros((n_rows, n_columns), np.int64)
     scales = np.zeros(n_rows, np.float32)
-    n_blocks = -(-(-(-n_rows // rows_of)) // 32)
+    n_blocks = -(-n_rows // (32 * rows_of))
     n_values = -(-n_columns // columns_of)
     for channel in range(32):
         beats = iter(channels[channel])
@@ -154,7 +154,7 @@ def test_types_beyond_all_numbers_have_no_format() -> None:
 
 
 def test_a_7b_model_is_as_large_as_its_layout_says() -> None:
-    """Llama-2-7B: 2.00 bits a weight and a row scale for W2S24, 4.50 and 8.50 for Q4_0 and Q8_0 (analytic, docs of the design)."""
+    """Bits a weight of a Llama-2-7B matrix, and a row scale: 2.00, 4.50 and 8.50 (analytic)."""
     for name, bits in (("W2S24", 2.0), ("Q4_0", 4.5), ("Q8_0", 8.5)):
         beats = library().hetrun_u280_channel_beats(type_number(name), 11008, 4096)
         of_rows = 32 * 11008 / (11008 * 4096)
