@@ -136,7 +136,10 @@ void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats
                 row_scales[c] = beats[c].read();
                 for (uint32_t t = 0; t < n_tokens; ++t) out[c][t] = Beat{};
             }
-            Block block{};
+            Block block;
+            for (uint32_t t = 0; t < n_tokens; ++t) {
+                for (uint32_t r = 0; r < f.rows; ++r) block.sum[t][r] = 0;
+            }
             for (uint32_t from = 0; from < n_values; from += many) {
                 const uint32_t to = from + many < n_values ? from + many : n_values;
                 for (uint32_t i = from; i < to; ++i) add_beat(format, lanes, beats[c].read(), i, n_tokens, block);

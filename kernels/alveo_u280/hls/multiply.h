@@ -41,10 +41,10 @@ inline KeptPair kept_pair(const Beat& beat, uint32_t r, uint32_t j) {
     const uint8_t* group = beat.byte + 16 * r;
     const uint32_t bit = 3 * j, low = group[bit / 8], next = group[bit / 8 + 1];  // of the last, a byte of values: masked
     const uint32_t pattern = (low | next << 8) >> bit % 8 & 7, values = group[6 + j / 2] >> 4 * (j % 2) & 15, zero = group[15] >> 6;
-    KeptPair pair{};
-    if (pattern > 5) return pair;
-    pair.w0 = static_cast<int>(values & 3) - static_cast<int>(zero);
-    pair.w1 = static_cast<int>(values >> 2) - static_cast<int>(zero);
+    const bool kept = pattern < 6;
+    KeptPair pair;
+    pair.w0 = kept ? static_cast<int>(values & 3) - static_cast<int>(zero) : 0;
+    pair.w1 = kept ? static_cast<int>(values >> 2) - static_cast<int>(zero) : 0;
     pair.column0 = 4 * j + kKept[pattern][0];
     pair.column1 = 4 * j + kKept[pattern][1];
     return pair;
