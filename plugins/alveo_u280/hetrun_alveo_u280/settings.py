@@ -17,6 +17,8 @@ TIMEOUT_S = 30.0
 PAGE_BYTES = 4096
 # What values of small steps, tables and a program take.
 LEAST_DDR_BYTES = 16 << 20
+# XRT keeps a copy of every buffer in the host's memory, and none may cross 4 GiB.
+DDR_BYTES, MOST_DDR_BYTES = 1 << 30, (4 << 30) - PAGE_BYTES
 _BDF = re.compile(r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
 
@@ -55,7 +57,7 @@ class _Reader:
             card=self._card(),
             timeout_s=self._timeout_s(),
             channel_bytes=hbm_bytes // n["CHANNELS"] // PAGE_BYTES * PAGE_BYTES,
-            ddr_bytes=self._bytes("ddr_bytes", n["DDR_BYTES"], LEAST_DDR_BYTES, n["DDR_BYTES"]),
+            ddr_bytes=self._bytes("ddr_bytes", DDR_BYTES, LEAST_DDR_BYTES, MOST_DDR_BYTES),
         )
 
     def _xclbin(self) -> str | None:
