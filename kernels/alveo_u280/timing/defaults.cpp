@@ -5,7 +5,7 @@ namespace hetrun::u280 {
 MemoryTiming memory_timing() {
     return {
         69'565,      // UG1393: 14.375 GB/s, 256 bits at 450 MHz
-        330,         // calibrated: a stream of 512-byte bursts sustains 13.27 GB/s (arXiv 2005.04324)
+        160,         // calibrated: a stream of 512-byte bursts sustains 13.27 GB/s (arXiv 2005.04324)
         106'700,     // measured: arXiv 2005.04324, page hit
         15'500,      // measured: the same, a closed page takes 122.2 ns
         15'600,      // measured: the same, a page miss takes 137.8 ns
@@ -30,7 +30,7 @@ EngineTiming engine_timing() {
         HETRUN_U280_BURST_BEATS,
         HETRUN_U280_FIFO_BEATS,
         HETRUN_U280_PASS_TOKENS,
-        64,    // analytic: 32 URAMs of 64 bits side by side hold a row's word
+        128,   // analytic: 64 URAMs of 64 bits side by side, all of the vector memory
         32,    // analytic: an exponential and a quotient each
         16,    // a beat of 512 bits
         2,     // analytic: exponentials of a channel
@@ -42,7 +42,7 @@ EngineTiming engine_timing() {
         12,    // analytic: four registers in each of two SLRs and a FIFO's latency, an assumption
         60,    // analytic: 240 ns at 250 MHz, DDR4 through the shell's interconnect; an assumption
         24,    // analytic: a conversion, two products and a write
-        140,   // analytic: trees of additions of 7 cycles, a root and a quotient of 28 each
+        140,   // analytic: trees of additions of 7 cycles, a root and a quotient of 28 each, a product
         60,    // analytic: a quotient and the tree of maxima
         20,    // analytic: a product, a sum, read and write
         60,    // analytic: an exponential, a sum, a quotient, a product
