@@ -102,10 +102,17 @@ def test_they_agree_on_other_engines_and_memories(model: Path, tmp_path: Path, s
         assert plain["cycles"] == pytest.approx(systemc["cycles"], rel=AGREEMENT), rows
 
 
+ONE_SIDED_MEMORY = ["plain.byte_fs=72000", "systemc.burst_ps=1000", "systemc.refresh_ps=320000", "plain.clock_ps=5000"]
+
+
+@pytest.mark.parametrize("setting", ONE_SIDED_MEMORY)
+def test_a_constant_of_streams_that_one_of_them_has_wrong_is_seen(model: Path, tmp_path: Path, setting: str) -> None:
+    layer = Layer("S4", 2048, 8192, 4, 4, 64)
+    systemc, plain = run(model, tmp_path, program(layer), decode(1, 10), setting)
+    assert plain["cycles"] != pytest.approx(systemc["cycles"], rel=AGREEMENT)
+
+
 ONE_SIDED = [
-    "plain.byte_fs=72000",
-    "systemc.burst_ps=2000",
-    "systemc.refresh_ps=520000",
     "plain.hit_ps=600000",
     "plain.row_cycle_ps=900000",
     "systemc.turn_ps=9000000",
