@@ -290,12 +290,14 @@ class Rope(Unary):
 
     frequencies: radians a position, one for each pair, all scaling kinds already applied.   magnitude: factor on the
     rotated elements (YaRN).   layout: pair i is elements (2i, 2i+1) "interleaved", or (i, i + n_pairs) "half".
+    max_position: a token beyond it is rotated as one that stands there; None for no such bound.
     """
 
     head_dim: int
     layout: Literal["interleaved", "half"]
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
+    max_position: int | None = None
     kind: ClassVar[str] = "rope"
 
     def __post_init__(self) -> None:
@@ -306,6 +308,7 @@ class Rope(Unary):
         self._check(
             2 * len(self.frequencies) <= self.head_dim, f"{len(self.frequencies)} pairs in a head of {self.head_dim}"
         )
+        self._check(self.max_position is None or self.max_position >= 0, f"no position is below {self.max_position}")
 
     @cached_property
     def signature(self) -> tuple[object, ...]:
@@ -323,6 +326,9 @@ class Attention(Op):
     q: [tokens, n_heads * head_dim].   k, v: [tokens, n_heads_kv * head_dim]; n_heads is a multiple of n_heads_kv,
     and head h reads KV head h // (n_heads / n_heads_kv).   soft_cap: 0 for none, else scores become cap * tanh(score
     / cap).
+    q_sink: queries that meet the keys of the first kv.sink positions instead of q, None for q itself. Rotated as at
+    position sink + window - 1 at most, they see those keys just before the window, however far it has moved on
+    (StreamingLLM, arXiv 2309.17453, section 3.2).
     """
 
     q: Value
@@ -331,6 +337,7 @@ class Attention(Op):
     kv: KvSpec
     scale: float
     soft_cap: float = 0.0
+    q_sink: Value | None = None
     kind: ClassVar[str] = "attention"
 
     def __post_init__(self) -> None:
@@ -338,6 +345,9 @@ class Attention(Op):
         self._check(self.k.width == self.kv.width, f"keys are {self.k.width} wide, the cache {self.kv.width}")
         self._check(self.q.width % self.kv.width == 0, f"queries of {self.q.width} over keys of {self.kv.width}")
         self._check(self.q.rows == self.k.rows == "tokens", "queries and keys have one row a token")
+        if self.q_sink is not None:
+            self._check_same(self.q, self.q_sink)
+            self._check(self.kv.sink > 0, "queries of their own for sinks, but no sinks")
 
     @property
     def n_heads(self) -> int:

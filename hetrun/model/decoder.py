@@ -141,9 +141,14 @@ class DecoderBuilder:
         rows = {"attn_q": n_q, "attn_k": n_kv, "attn_v": n_kv}
         q, k, v = self.matmuls(blk, "attn_qkv", rows, x)
         q, k = self.head_norm(f"{blk}.attn_q_norm", q), self.head_norm(f"{blk}.attn_k_norm", k)
-        q, k = self.rope(f"{blk}.attn_q_rope", layer, q), self.rope(f"{blk}.attn_k_rope", layer, k)
         kv = self.kv_spec(f"{blk}.kv", layer)
-        y = self.emit(Attention(f"{blk}.attn", q, k, v, kv, hp.attention_scale, hp.attention_soft_cap))
+        turned = self.rope(f"{blk}.attn_q_rope", layer, q)
+        k = self.rope(f"{blk}.attn_k_rope", layer, k)
+        q_sink = None
+        if kv.sink and turned is not q:
+            q_sink = self.rope(f"{blk}.attn_q_sink_rope", layer, q, max_position=kv.sink + kv.window - 1)
+        attention = Attention(f"{blk}.attn", turned, k, v, kv, hp.attention_scale, hp.attention_soft_cap, q_sink)
+        y = self.emit(attention)
         return self.bias(f"{blk}.attn_output", self.matmul(f"{blk}.attn_output", y, hp.n_embd))
 
     def feed_forward(self, blk: str, layer: int, x: Value) -> Value:
@@ -257,12 +262,12 @@ class DecoderBuilder:
         weight = self.optional(f"{name}.weight", (width,))
         return x if weight is None else self.emit(RmsNorm(name, x, weight, self.hp.norm_eps))
 
-    def rope(self, name: str, layer: int, x: Value) -> Value:
+    def rope(self, name: str, layer: int, x: Value, max_position: int | None = None) -> Value:
         skips = self.family.rope_skips
         if skips and (layer + 1) % skips == 0:
             return x
-        rope = self.hp.ropes[layer]
-        return self.emit(Rope(name, x, self.hp.head_dim, self.family.rope_layout, rope.frequencies, rope.magnitude))
+        rope, layout = self.hp.ropes[layer], self.family.rope_layout
+        return self.emit(Rope(name, x, self.hp.head_dim, layout, rope.frequencies, rope.magnitude, max_position))
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
         weight = self.optional(name, shape)

@@ -71,7 +71,7 @@ class Hyperparameters:
         alternates = keys.has("attention.sliding_window_pattern")
         window = keys.size("attention.sliding_window", default=None if alternates else 0, least=0)
         local = keys.layers_but_every("attention.sliding_window_pattern", n_layers)
-        everywhere = rope_table(keys, head_dim, n_ctx, n_ctx_train, tensors, options.extension)
+        everywhere = rope_table(keys, head_dim, _reach(n_ctx, options), n_ctx_train, tensors, options.extension)
         own_base = bool(window) and keys.has("rope.freq_base_swa")
         nearby = local_rope_table(keys, head_dim) if own_base else everywhere
         return cls(
@@ -152,12 +152,18 @@ def _context(n_ctx_train: int, options: GraphOptions) -> int:
     factor = options.extension.factor if options.extension else 1.0
     limit = int(n_ctx_train * factor)
     n_ctx = options.n_ctx or min(n_ctx_train, _DEFAULT_MAX_CTX)
-    if n_ctx > limit:
+    if _reach(n_ctx, options) > limit:
         trained = f"the {n_ctx_train} that the model was trained for"
         if options.extension:
             trained = f"{options.extension} makes of {trained}"
         raise ContextError(
             f"a context of {n_ctx} tokens is longer than {trained}",
-            remedy=f"use --ctx {limit} or less, or --rope-scaling yarn:{math.ceil(n_ctx / n_ctx_train)}",
+            remedy=f"use --ctx {limit} or less, or --rope-scaling yarn:{math.ceil(n_ctx / n_ctx_train)}, or "
+            f"--attention sink=4,window={max(1, limit - 4)}",
         )
     return n_ctx
+
+
+def _reach(n_ctx: int, options: GraphOptions) -> int:
+    """Tokens between a query and the farthest key that it meets: sinks stand just before the window."""
+    return min(n_ctx, options.sink + options.window) if options.window else n_ctx

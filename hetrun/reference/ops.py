@@ -44,13 +44,17 @@ def rope(
     layout: str,
     frequencies: tuple[float, ...],
     magnitude: float = 1.0,
+    max_position: int | None = None,
 ) -> F32Array:
     """Rotates pairs of each head by position * frequency; elements beyond the pairs pass through.   x: [tokens, width].
 
     Angles, sines and cosines are float64, rounded to float32 before they are used.
     layout: pair i is elements (2i, 2i + 1) "interleaved", or (i, i + n_pairs) "half".
+    max_position: positions beyond it count as it.
     """
     n_pairs = len(frequencies)
+    if max_position is not None:
+        positions = np.minimum(positions, max_position)
     angles = np.multiply.outer(positions.astype(np.float64), np.array(frequencies, np.float64))
     cos = (magnitude * np.cos(angles)).astype(np.float32)[:, None, :]
     sin = (magnitude * np.sin(angles)).astype(np.float32)[:, None, :]
@@ -81,15 +85,27 @@ def softmax(x: F32Array) -> F32Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def attend(q: F32Array, keys: F32Array, values: F32Array, scale: float, cap: float = 0.0) -> F32Array:
+def attend(
+    q: F32Array,
+    keys: F32Array,
+    values: F32Array,
+    scale: float,
+    cap: float = 0.0,
+    sinks: tuple[F32Array, int] | None = None,
+) -> F32Array:
     """softmax(scale * q K^T) V of one query token over the keys it sees.
 
     q: [n_heads, head_dim].   keys, values: [n_keys, n_heads_kv, head_dim].   Returns [n_heads, head_dim].
     Head h reads KV head h // (n_heads / n_heads_kv).   cap: 0 for none, else scores become cap * tanh(score / cap).
+    sinks: queries, in the shape of q, that the first so many keys meet instead.
     """
     n_heads_kv, head_dim = keys.shape[1:]
-    grouped = q.reshape(n_heads_kv, -1, head_dim)
-    scores = np.matmul(grouped, keys.transpose(1, 2, 0)) * np.float32(scale)
+    columns = keys.transpose(1, 2, 0)
+    scores = np.matmul(q.reshape(n_heads_kv, -1, head_dim), columns)
+    if sinks is not None:
+        q_sink, n = sinks
+        scores[..., :n] = np.matmul(q_sink.reshape(n_heads_kv, -1, head_dim), columns[..., :n])
+    scores *= np.float32(scale)
     if cap > 0:
         scores = soft_cap(scores, cap)
     return np.matmul(softmax(scores), values.transpose(1, 0, 2)).reshape(q.shape)
@@ -104,17 +120,21 @@ def attention(
     cache: KvCache,
     scale: float,
     cap: float = 0.0,
+    q_sink: F32Array | None = None,
 ) -> F32Array:
     """Writes all keys and values of the batch into the cache, then answers each query on its own.
 
     q: [tokens, n_heads * head_dim].   k, v: [tokens, n_heads_kv * head_dim].   Returns the shape of q.
+    q_sink: what meets the keys of sinks instead of q, in its shape.
     """
     kv = cache.kv
     cache.write(positions, slots, k, v)
     out = np.empty_like(q)
     for i, (position, slot) in enumerate(zip(positions.tolist(), slots.tolist(), strict=True)):
-        keys, values = cache.read(slot, visible_positions(position, kv.sink, kv.window))
-        out[i] = attend(q[i].reshape(-1, kv.head_dim), keys, values, scale, cap).reshape(-1)
+        seen = visible_positions(position, kv.sink, kv.window)
+        keys, values = cache.read(slot, seen)
+        own = None if q_sink is None else (q_sink[i].reshape(-1, kv.head_dim), int(np.sum(seen < kv.sink)))
+        out[i] = attend(q[i].reshape(-1, kv.head_dim), keys, values, scale, cap, own).reshape(-1)
     return out
 
 
@@ -218,7 +238,9 @@ MEANINGS: dict[type[ops.Op], Meaning] = {
     ops.RmsNorm: lambda op, i: rms_norm(i.value(op.x), i.weight(op.weight.name), op.eps),
     ops.MatMul: lambda op, i: matmul(i.value(op.x), i.weight(op.weight.name)),
     ops.Bias: lambda op, i: bias(i.value(op.x), i.weight(op.weight.name)),
-    ops.Rope: lambda op, i: rope(i.value(op.x), i.positions, op.head_dim, op.layout, op.frequencies, op.magnitude),
+    ops.Rope: lambda op, i: rope(
+        i.value(op.x), i.positions, op.head_dim, op.layout, op.frequencies, op.magnitude, op.max_position
+    ),
     ops.Attention: lambda op, i: attention(
         i.value(op.q),
         i.value(op.k),
@@ -228,6 +250,7 @@ MEANINGS: dict[type[ops.Op], Meaning] = {
         i.caches[op.kv.name],
         op.scale,
         op.soft_cap,
+        None if op.q_sink is None else i.value(op.q_sink),
     ),
     ops.GatedActivation: lambda op, i: gated_activation(i.value(op.gate), i.value(op.up), op.function),
     ops.Route: lambda op, i: route(i.value(op.x), op.n_used, op.normalise, op.factor),

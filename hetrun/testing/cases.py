@@ -184,15 +184,16 @@ def frequencies(head_dim: int, n_pairs: int | None = None, base: float = 10000.0
 def _rope() -> Iterator[OpCase]:
     several = Batch.of([1] * 6, [3, 4000, 9, 4001, 10, 0], [0, 1, 2, 1, 2, 3], [5])
     for layout in ("interleaved", "half"):
-        for name, n_heads, head_dim, n_pairs, magnitude, batch in (
-            ("1x9x64", 9, 64, 32, 1.0, prompt(1, start=5)),
-            ("7x3x64", 3, 64, 32, 1.0, prompt(7, start=2)),
-            ("7x2x80-partial", 2, 80, 16, 1.0, prompt(7)),
-            ("7x2x64-magnitude", 2, 64, 32, 1.19, prompt(7, start=1)),
-            ("6x3x32-slots", 3, 32, 16, 1.0, several),
+        for name, n_heads, head_dim, n_pairs, magnitude, last, batch in (
+            ("1x9x64", 9, 64, 32, 1.0, None, prompt(1, start=5)),
+            ("7x3x64", 3, 64, 32, 1.0, None, prompt(7, start=2)),
+            ("7x2x80-partial", 2, 80, 16, 1.0, None, prompt(7)),
+            ("7x2x64-magnitude", 2, 64, 32, 1.19, None, prompt(7, start=1)),
+            ("6x3x32-slots", 3, 32, 16, 1.0, None, several),
+            ("7x2x64-bounded", 2, 64, 32, 1.0, 3, prompt(7)),
         ):
             x = Value("x", n_heads * head_dim)
-            op = Rope("blk.0.attn_q_rope", x, head_dim, layout, frequencies(head_dim, n_pairs), magnitude)
+            op = Rope("blk.0.attn_q_rope", x, head_dim, layout, frequencies(head_dim, n_pairs), magnitude, last)
             yield OpCase(f"rope-{layout}-{name}", op, batch)
 
 
@@ -238,14 +239,16 @@ class Heads:
     head_dim: int = 32
     scale: float | None = None
     soft_cap: float = 0.0
+    q_sink: bool = False
     kv: Mapping[str, int] = field(default_factory=dict)
 
 
 def attention_op(heads: Heads, format: str, name: str = "blk.0.attn", n_ctx: int = 64, n_slots: int = 4) -> Attention:
     kv = KvSpec(f"{name}_kv", n_slots, n_ctx, heads.n_heads_kv, heads.head_dim, format, **heads.kv)
     scale = heads.head_dim**-0.5 if heads.scale is None else heads.scale
-    q = Value("q", heads.n_heads * heads.head_dim)
-    return Attention(name, q, Value("k", kv.width), Value("v", kv.width), kv, scale, heads.soft_cap)
+    q, q_sink = (Value(name, heads.n_heads * heads.head_dim) for name in ("q", "q_sink"))
+    k, v = Value("k", kv.width), Value("v", kv.width)
+    return Attention(name, q, k, v, kv, scale, heads.soft_cap, q_sink if heads.q_sink else None)
 
 
 def _attention() -> Iterator[OpCase]:
@@ -258,6 +261,7 @@ def _attention() -> Iterator[OpCase]:
         "4h2kv32d-soft_cap": Heads(scale=1.0, soft_cap=5.0),
         "4h2kv32d-window": Heads(kv={"window": 5, "slack": 40}),
         "4h2kv32d-sink": Heads(kv={"window": 5, "sink": 2, "slack": 40}),
+        "4h2kv32d-q_sink": Heads(q_sink=True, kv={"window": 5, "sink": 2, "slack": 40}),
     }
     for format in ("f32", "f16", "q8_0", "kv4", "kv4h"):
         for name, heads in shapes.items():

@@ -69,7 +69,7 @@ class Oracle:
             case Rope():
                 return rope(op, x[0], np.asarray(batch.positions, np.float64))
             case Attention():
-                return self._attention(op, x[0], x[1], x[2], batch)
+                return self._attention(op, x, batch)
             case GatedActivation(function=function):
                 return activation(x[0], function) * x[1]
             case Route():
@@ -87,7 +87,8 @@ class Oracle:
                 return x[0][np.asarray(batch.outputs, np.int64)]
         raise NotImplementedError(op.kind)
 
-    def _attention(self, op: Attention, q: Matrix, k: Matrix, v: Matrix, batch: Batch) -> Matrix:
+    def _attention(self, op: Attention, x: list[Matrix], batch: Batch) -> Matrix:
+        q, k, v, q_sink = (*x, x[0])[:4]
         heads_kv = (op.kv.n_heads_kv, op.kv.head_dim)
         for row, (slot, position) in enumerate(zip(batch.slots, batch.positions, strict=True)):
             history = self._history.setdefault((op.kv.name, slot), {})
@@ -95,11 +96,14 @@ class Oracle:
         out = np.empty_like(q)
         for row, (slot, position) in enumerate(zip(batch.slots, batch.positions, strict=True)):
             history = self._history[op.kv.name, slot]
-            seen = [history[j] for j in range(position + 1) if is_visible(op.kv, position, j)]
-            keys, values = (np.stack(part) for part in zip(*seen, strict=True))
-            for head, query in enumerate(q[row].reshape(op.n_heads, op.kv.head_dim)):
+            seen = [j for j in range(position + 1) if is_visible(op.kv, position, j)]
+            keys, values = (np.stack(part) for part in zip(*(history[j] for j in seen), strict=True))
+            is_sink = np.array(seen) < op.kv.sink
+            queries, sink_queries = (m[row].reshape(op.n_heads, op.kv.head_dim) for m in (q, q_sink))
+            for head in range(op.n_heads):
                 head_kv = head * op.kv.n_heads_kv // op.n_heads
-                scores = op.scale * keys[:, head_kv] @ query
+                head_keys = keys[:, head_kv]
+                scores = op.scale * np.where(is_sink, head_keys @ sink_queries[head], head_keys @ queries[head])
                 if op.soft_cap:
                     scores = op.soft_cap * np.tanh(scores / op.soft_cap)
                 weights = np.exp(scores - scores.max())
@@ -132,6 +136,8 @@ def is_visible(kv: KvSpec, query: int, key: int) -> bool:
 def rope(op: Rope, x: Matrix, positions: Matrix) -> Matrix:
     """x with the pairs of each head rotated.   x: [tokens, width].   positions: [tokens]."""
     n_pairs = len(op.frequencies)
+    if op.max_position is not None:
+        positions = np.minimum(positions, op.max_position)
     heads = x.reshape(len(x), -1, op.head_dim).copy()
     pairs = np.arange(n_pairs)
     first, second = (2 * pairs, 2 * pairs + 1) if op.layout == "interleaved" else (pairs, pairs + n_pairs)

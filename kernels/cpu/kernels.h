@@ -123,9 +123,9 @@ constexpr size_t kAttendRows = 48;
 // Below every score there is, and finite: the difference of two of them is no NaN.
 constexpr float kLowestScore = -3e38f;
 
-// The cells that a query sees: [0, end_low) and [begin_high, end_high).
+// The cells that a query sees: [begin_low, end_low) and [begin_high, end_high).
 struct CellSpan {
-    size_t end_low, begin_high, end_high;
+    size_t begin_low, end_low, begin_high, end_high;
 
     size_t end() const { return end_high > end_low ? end_high : end_low; }
 };
@@ -149,6 +149,10 @@ struct AttendArgs {
     float* scratch;  // attend_scratch_floats
 };
 
+// Cells of so many tokens at most, and their queries.
+inline size_t attend_query_bytes(size_t head_dim, size_t n_rows) {
+    return round_up(n_rows * (sizeof(CellSpan) + round_up(head_dim, 16) * sizeof(float)), 64);
+}
 // Weighted values of one query, head_dim rounded up to 16, then the total of the weights in lanes.
 inline size_t attend_sum_stride(size_t head_dim) { return round_up(head_dim, 16) + 16; }
 inline size_t attend_tile_floats(size_t head_dim, size_t n_rows) {

@@ -153,7 +153,7 @@ int Program::resolve_tables() {
             r.arena_offset > spec_.arena_bytes || nbytes > spec_.arena_bytes - r.arena_offset)
             return HETRUN_BAD_PROGRAM;
         ropes_.push_back({reinterpret_cast<float*>(arena_.data() + r.arena_offset), frequencies_.data() + r.first, r.n_pairs,
-                          r.magnitude});
+                          r.magnitude, r.max_position});
     }
 
     for (uint32_t i = 0; i < spec_.n_states; ++i) states_.push_back(static_cast<State*>(spec_.states[i]));
@@ -196,13 +196,16 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
     };
     const bool found = pick(values_, raw.in[0], s.in[0]) && pick(values_, raw.in[1], s.in[1]) && pick(values_, raw.out, s.out) &&
                        pick(weights_, raw.weight[0], s.weight[0]) && pick(weights_, raw.weight[1], s.weight[1]) &&
-                       pick(ropes_, raw.rope, s.rope) && raw.state < static_cast<int64_t>(states_.size());
+                       pick(ropes_, raw.rope[0], s.rope[0]) && pick(ropes_, raw.rope[1], s.rope[1]) && raw.state < static_cast<int64_t>(states_.size());
     if (!found) return HETRUN_BAD_PROGRAM;
     s.state = raw.state < 0 ? nullptr : states_[static_cast<size_t>(raw.state)];
 
     const auto same = [](const Value* a, const Value* b) { return a && b && a->width == b->width && a->outputs == b->outputs; };
     const auto heads = [](const Value* v, size_t dim) { return v && dim > 0 && v->width % dim == 0; };
-    const auto rope_fits = [&](size_t dim) { return s.rope == nullptr || 2 * s.rope->n_pairs <= dim; };
+    const auto rope_fits = [&](size_t dim) {
+        const auto one = [&](const RopeTable* rope) { return rope == nullptr || 2 * rope->n_pairs <= dim; };
+        return one(s.rope[0]) && one(s.rope[1]);
+    };
     bool good = false;
     const float* vector = nullptr;
     switch (s.kind) {
@@ -210,7 +213,7 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
             good = s.weight[0] && s.out && !s.out->outputs && s.weight[0]->n_columns == s.out->width;
             if (good) n_vocab_ = n_vocab_ == 0 ? s.weight[0]->n_rows : std::min(n_vocab_, s.weight[0]->n_rows);
             break;
-        case HETRUN_ROPE_TABLE: good = s.rope != nullptr; break;
+        case HETRUN_ROPE_TABLE: good = s.rope[0] != nullptr; break;
         case HETRUN_PREPARE: {
             good = s.in[0] && s.out && s.in[0]->outputs == s.out->outputs;
             if (!good) break;
@@ -253,7 +256,7 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
             }
             break;
         case HETRUN_ROPE:
-            good = same(s.in[0], s.out) && s.rope && heads(s.out, s.head_dim) && rope_fits(s.head_dim) && !s.out->outputs;
+            good = same(s.in[0], s.out) && s.rope[0] && heads(s.out, s.head_dim) && rope_fits(s.head_dim) && !s.out->outputs;
             break;
         case HETRUN_KV_STORE:
         case HETRUN_ATTEND: {
@@ -264,7 +267,7 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
             if (s.kind == HETRUN_KV_STORE) {
                 good = good && same(s.in[0], s.in[1]) && s.in[0]->width == width;
             } else {
-                good = good && same(s.in[0], s.out) && s.in[0]->width % width == 0;
+                good = good && same(s.in[0], s.out) && s.in[0]->width % width == 0 && (s.in[1] == nullptr || same(s.in[1], s.out));
             }
             break;
         }
@@ -326,8 +329,9 @@ int Program::allocate_scratch() {
             if (s.kind == HETRUN_ATTEND) {
                 const size_t shared = s.in[0]->width / dim / static_cast<size_t>(kv.n_heads);
                 const size_t n_rows = std::max(kAttendRows, shared);
-                queries = std::max(queries, n_rows * round_up(dim, 16) * sizeof(float) + n_rows * sizeof(CellSpan));
-                sums = std::max(sums, attend_part_floats(dim, n_rows) * sizeof(float));
+                const size_t sets = s.in[1] ? 2 : 1;  // of queries
+                queries = std::max(queries, sets * attend_query_bytes(dim, n_rows));
+                sums = std::max(sums, sets * attend_part_floats(dim, n_rows) * sizeof(float));
                 attend = std::max(attend, attend_scratch_floats(dim, n_rows) * sizeof(float));
                 const size_t splits = (static_cast<size_t>(kv.n_cells) + kAttendSplit - 1) / kAttendSplit;
                 const size_t items = splits * static_cast<size_t>(kv.n_heads) * std::min(kSplitTokens, max_rows);

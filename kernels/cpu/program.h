@@ -49,6 +49,7 @@ struct RopeTable {
     const double* frequencies;
     size_t n_pairs;
     float magnitude;
+    int32_t max_position;
 
     const float* cosines(size_t token) const { return data + token * 2 * n_pairs; }
     const float* sines(size_t token) const { return cosines(token) + n_pairs; }
@@ -61,7 +62,7 @@ struct Step {
     const WeightView* weight[2];
     const float* bias[2];
     State* state;
-    const RopeTable* rope;
+    const RopeTable* rope[2];
     size_t head_dim;
     float f0, f1;
     size_t n_used;

@@ -102,13 +102,13 @@ void Run::embed(const Step& s, uint32_t thread) {
 }
 
 void Run::rope_table(const Step& s, uint32_t thread) {
-    const RopeTable& table = *s.rope;
+    const RopeTable& table = *s.rope[0];
     const Range r = share(static_cast<size_t>(batch_.n_tokens), thread);
     for (size_t t = r.begin; t < r.end; ++t) {
         float* cosines = table.data + t * 2 * table.n_pairs;
         float* sines = cosines + table.n_pairs;
         for (size_t i = 0; i < table.n_pairs; ++i) {
-            const double angle = static_cast<double>(batch_.positions[t]) * table.frequencies[i];
+            const double angle = static_cast<double>(std::min(batch_.positions[t], table.max_position)) * table.frequencies[i];
             cosines[i] = static_cast<float>(std::cos(angle)) * table.magnitude;
             sines[i] = static_cast<float>(std::sin(angle)) * table.magnitude;
         }
@@ -161,8 +161,8 @@ void Run::rope(const Step& s, uint32_t thread) {
     const size_t heads = s.out->width / s.head_dim;
     const Range r = share(rows(*s.out) * heads, thread);
     for (size_t i = r.begin; i < r.end; ++i)
-        k_.rope(s.in[0]->row(0) + i * s.head_dim, s.rope->cosines(i / heads), s.rope->sines(i / heads), s.head_dim,
-                s.rope->n_pairs, s.flags & HETRUN_ROPE_HALF, s.out->row(0) + i * s.head_dim);
+        k_.rope(s.in[0]->row(0) + i * s.head_dim, s.rope[0]->cosines(i / heads), s.rope[0]->sines(i / heads), s.head_dim,
+                s.rope[0]->n_pairs, s.flags & HETRUN_ROPE_HALF, s.out->row(0) + i * s.head_dim);
 }
 
 void Run::elementwise(const Step& s, uint32_t thread) {

@@ -36,7 +36,11 @@ private:
     void kv_store(const Step& s, uint32_t thread);
     void attend(const Step& s, uint32_t thread);
     void attend_parts(const Step& s, uint32_t thread, size_t n_splits);
+    struct Queries;
+    Queries queries(uint32_t thread, size_t dim, size_t n_heads, size_t set);
+    void turn_queries(const Step& s, size_t set, size_t first_token, size_t n_tokens, size_t first_head, size_t n_heads, float* to);
     AttendArgs attend_args(const Step& s, uint32_t thread, size_t first_token, size_t n_tokens, size_t first_head, size_t n_heads);
+    void attend_cells(const Step& s, uint32_t thread, size_t first_token, size_t first_head, const AttendArgs& a);
     void elementwise(const Step& s, uint32_t thread);
     void select(const Step& s, uint32_t thread);
     void routes(const Step& s, uint32_t thread);

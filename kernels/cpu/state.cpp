@@ -43,14 +43,14 @@ int State::copy(uint64_t from, uint64_t to, uint64_t n_tokens) {
     return HETRUN_OK;
 }
 
-CellSpan State::visible(size_t position) const {
+CellSpan State::visible(size_t position, bool sinks) const {
     const size_t sink = static_cast<size_t>(spec_.sink), window = static_cast<size_t>(spec_.window);
     // Everything so far; a ring has not gone round by then.
-    if (window == 0 || position + 1 <= sink + window) return {position + 1, 0, 0};
+    if (window == 0 || position + 1 <= sink + window) return {sinks ? 0 : std::min(sink, position + 1), position + 1, 0, 0};
     const size_t first = cell(position - window + 1), end = first + window;
     const size_t limit = static_cast<size_t>(ring() ? spec_.n_cells : spec_.n_ctx);
-    if (end <= limit) return {sink, first, end};
-    return {sink + (end - limit), first, limit};
+    if (end <= limit) return {0, sinks ? sink : 0, first, end};
+    return {sinks ? 0 : sink, sink + (end - limit), first, limit};
 }
 
 }  // namespace hetrun::cpu

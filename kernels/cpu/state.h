@@ -27,8 +27,8 @@ public:
         return sink + (position - sink) % (static_cast<size_t>(spec_.n_cells) - sink);
     }
 
-    // The cells that the query at `position` sees.
-    CellSpan visible(size_t position) const;
+    // The cells that the query at `position` sees, sinks among them or not.
+    CellSpan visible(size_t position, bool sinks) const;
 
     // The first split of a head.
     uint8_t* keys(size_t slot, size_t head) { return memory_.data() + slot * slot_bytes_ + head * 2 * part_bytes_; }

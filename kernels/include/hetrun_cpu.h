@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_CPU_ABI 4
+#define HETRUN_CPU_ABI 5
 #define HETRUN_API __attribute__((visibility("default")))
 
 enum hetrun_status {
@@ -44,7 +44,7 @@ enum hetrun_isa {
 
 enum hetrun_step_kind {
     HETRUN_EMBED = 0,      /* out = rows of weight[0] for the batch's tokens */
-    HETRUN_ROPE_TABLE = 1, /* cosines and sines of rope for the batch's positions */
+    HETRUN_ROPE_TABLE = 1, /* cosines and sines of rope[0] for the batch's positions */
     HETRUN_PREPARE = 2,    /* scratch = in[0], RMS-normalised with weight[0] and f0 = eps where weight[0] >= 0, quantised to int8
                               (HETRUN_PREPARE_INT8) and kept as float (HETRUN_PREPARE_FLOAT): input of the MATMUL steps after it.
                               out names the scratch: a value as wide as a prepared row and its share of a panel (kernels/cpu/kernels.h)
@@ -54,9 +54,10 @@ enum hetrun_step_kind {
                               scratch of the PREPARE that alone reads out: of many tokens, out may be left unwritten and the
                               scratch be filled at once */
     HETRUN_NORM = 4,       /* out = in[0] RMS-normalised in groups of the width of weight[0]; f0 = eps */
-    HETRUN_ROPE = 5,       /* out = in[0] rotated by rope; head_dim */
-    HETRUN_KV_STORE = 6,   /* state <- in[0] (keys, rotated by rope where rope >= 0), in[1] (values) */
-    HETRUN_ATTEND = 7,     /* out = attention of in[0] (rotated by rope where rope >= 0) over state; f0 = scale, f1 = soft cap */
+    HETRUN_ROPE = 5,       /* out = in[0] rotated by rope[0]; head_dim */
+    HETRUN_KV_STORE = 6,   /* state <- in[0] (keys, rotated by rope[0] where that is >= 0), in[1] (values) */
+    HETRUN_ATTEND = 7,     /* out = attention of in[0] (rotated by rope[0] where that is >= 0) over state; f0 = scale, f1 = soft
+                              cap. in[1] >= 0: what meets the state's sinks instead of in[0], rotated by rope[1] */
     HETRUN_GATED = 8,      /* out = function(in[0]) * in[1] */
     HETRUN_ADD = 9,        /* out = in[0] + in[1] */
     HETRUN_BIAS = 10,      /* out = in[0] + weight[0] */
@@ -91,7 +92,7 @@ enum hetrun_kv_format {
     HETRUN_KV_KV4H = 4 /* the same after a Hadamard transform; head_dim is a power of two */
 };
 
-struct hetrun_step { /* 64 bytes */
+struct hetrun_step { /* 68 bytes */
     uint32_t kind;
     uint32_t flags;
     int32_t in[2];
@@ -99,7 +100,7 @@ struct hetrun_step { /* 64 bytes */
     int32_t weight[2];
     int32_t bias[2];
     int32_t state;
-    int32_t rope;
+    int32_t rope[2];
     uint32_t head_dim;
     uint32_t function;
     float f0;
@@ -134,7 +135,7 @@ struct hetrun_rope {
     uint32_t first;        /* index of its first frequency */
     uint32_t n_pairs;
     float magnitude;
-    uint32_t reserved;
+    int32_t max_position; /* positions beyond it count as it */
 };
 
 struct hetrun_kv_spec {

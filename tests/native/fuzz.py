@@ -163,19 +163,23 @@ class Case:
         width, kv_width = self.n_heads * self.head_dim, self.n_heads_kv * self.head_dim
         normed = self.norm(f"{name}.norm", x)
         q, k, v = (self.matmul(f"{name}.{n}", normed, w) for n, w in (("q", width), ("k", kv_width), ("v", kv_width)))
+        window = rng.choice((0, 0, 1, 3, 16))
+        sink = rng.choice((0, 2)) if window else 0
+        q_sink = q if sink and rng.random() < 0.5 else None
         if rng.random() < 0.8:
             frequencies = tuple(10000.0 ** (-i / self.head_dim) for i in range(rng.randint(1, self.head_dim // 2)))
             layout = rng.choice(("half", "interleaved"))
+            if q_sink:
+                last = sink + window - 1
+                q_sink = self.add(Rope(f"{q.name}.sink", q, self.head_dim, layout, frequencies, max_position=last))
             q, k = (self.add(Rope(f"{y.name}.rope", y, self.head_dim, layout, frequencies)) for y in (q, k))
         formats = [f for f in sorted(KV_FORMATS) if f in ("f32", "f16") or self.head_dim % 32 == 0]
-        window = rng.choice((0, 0, 1, 3, 16))
-        sink = rng.choice((0, 2)) if window else 0
         kv = KvSpec(
             f"{name}.kv", self.n_slots, self.n_ctx, self.n_heads_kv, self.head_dim, rng.choice(formats),
             sink, window, self.max_tokens + rng.randint(0, 3) if window else 0,
         )  # fmt: skip
         soft_cap = 20.0 if rng.random() < 0.2 else 0.0
-        mixed = self.add(Attention(f"{name}.attn", q, k, v, kv, self.head_dim**-0.5, soft_cap))
+        mixed = self.add(Attention(f"{name}.attn", q, k, v, kv, self.head_dim**-0.5, soft_cap, q_sink))
         out = self.matmul(f"{name}.o", mixed, x.width)
         return self.add(Add(f"{name}.mid", x, out))
 

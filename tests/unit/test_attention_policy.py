@@ -10,6 +10,7 @@ import pytest
 from models import tiny_llama
 
 import hetrun
+from hetrun.errors import ContextError
 from hetrun.ops import KvSpec
 
 CHUNK, SINK, WINDOW = 16, 2, 20
@@ -71,3 +72,22 @@ def test_generation_goes_on_far_beyond_the_window(tiny: Path) -> None:
         assert text and len(generation.tokens) == 300
         whole = model.logits([*ids(40), *generation.tokens[:-1]])[39:]
         assert whole.argmax(1).tolist() == list(generation.tokens)
+
+
+def test_sinks_stay_just_before_the_window(tiny: Path) -> None:
+    """A text that repeats itself is told apart by nothing but its distance from the sinks, which must not grow."""
+    period = 10
+    text = [5, 9, *(20 + i % period for i in range(300))]
+    with load(tiny, "reference", kv_format="f32") as model:
+        logits = model.logits(text)
+    early, late = logits[99], logits[99 + 20 * period]
+    np.testing.assert_allclose(late, early, atol=1e-3 * np.ptp(early))
+
+
+def test_a_window_reaches_beyond_the_context_that_the_model_was_trained_for(tmp_path: Path) -> None:
+    short = tiny_llama(tmp_path / "short.gguf", n_ctx=64)
+    with load(short, n_ctx=500) as model:
+        assert np.isfinite(model.logits(ids(500))).all()
+    with pytest.raises(ContextError, match="a context of 500 tokens") as refused:
+        load(short, n_ctx=500, window=70, sink=0)
+    assert "--attention sink=4,window=60" in (refused.value.remedy or "")

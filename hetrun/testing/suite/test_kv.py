@@ -16,12 +16,13 @@ from hetrun.testing.tolerance import bound
 
 _CHUNK = 6  # tokens of the largest batch
 _SLACK = _CHUNK - 1
-# Full, a window, and a window with pinned sinks; the rings of the last two wrap several times in 40 tokens.
+# Full, a window, and a window with pinned sinks; the rings of the last three wrap several times in 40 tokens.
 _POLICIES = {
     "full": Heads(),
     "grouped": Heads(9, 3, 64),
     "window": Heads(kv={"window": 7, "slack": _SLACK}),
     "sink": Heads(kv={"window": 7, "sink": 3, "slack": _SLACK}),
+    "q_sink": Heads(q_sink=True, kv={"window": 7, "sink": 3, "slack": _SLACK}),
 }
 _FORMATS = ("f32", "f16", "q8_0", "kv4", "kv4h")
 
@@ -182,8 +183,8 @@ def test_states_do_not_mix(rig: Rig, talk: Conversation) -> None:
 
 def test_nan_in_a_query_stays_in_its_row(talk: Conversation) -> None:
     """A NaN in one query is a NaN in that row alone."""
-    rows = dict(talk.rows(4))
+    rows = dict(talk.rows(5))
     rows["q"] = rows["q"].copy()
-    rows["q"][2, 1] = np.nan
-    result = talk.loaded.step(prompt(4), rows)[talk.op.name]
-    assert np.isnan(result).any(axis=1).tolist() == [False, False, True, False]
+    rows["q"][3, 1] = np.nan
+    result = talk.loaded.step(prompt(5), rows)[talk.op.name]
+    assert np.isnan(result).any(axis=1).tolist() == [False, False, False, True, False]

@@ -73,8 +73,8 @@
 #define HETRUN_U280_OP_ADD 8      // dst <- a + b; n
 #define HETRUN_U280_OP_SCALE 9    // dst <- a * f0; n
 #define HETRUN_U280_OP_GATE 10    // dst <- silu(a) * b; n
-#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by the row `position` of a table in DDR: n_pairs (cos, sin)
-#define HETRUN_U280_OP_ATTEND 12  // KV <- b (keys), c (values); dst <- attention of queries a
+#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by row min(position, max_position) of a table in DDR: n_pairs (cos, sin)
+#define HETRUN_U280_OP_ATTEND 12  // KV <- b (keys), c (values); dst <- attention of queries a, of d where a key is a sink's
 #define HETRUN_U280_OP_SELECT 13  // dst <- rows of a whose logits are wanted; n
 #define HETRUN_U280_OPS 14
 
@@ -125,7 +125,9 @@ struct Instruction {
     float f0;                     // NORM: eps.   SCALE: the factor.   ATTEND: of scores
     uint32_t n_heads, n_heads_kv, head_dim;  // ATTEND
     uint32_t n_slots, n_cells, n_ctx, sink, window;
-    uint32_t reserved[7];
+    uint32_t d;                   // ATTEND: queries that meet the keys of positions below `sink`; as `a` where there are none of their own
+    uint32_t max_position;        // ROPE: positions beyond it count as it
+    uint32_t reserved[5];
 };
 static_assert(sizeof(Instruction) == 128, "two beats");
 

@@ -512,7 +512,8 @@ inline void scale_row(float* row, size_t n, float factor) {
 // query shrink by as much as that has grown, and the probabilities are added to their total, lane by lane.
 inline void weigh_scores(const AttendArgs& a, const CellSpan& span, size_t first, size_t count, float* scores, float* sums,
                          size_t sum_stride, float& largest) {
-    const bool whole = first + count <= span.end_low || (first >= span.begin_high && first + count <= span.end_high);
+    const size_t until = first + count;
+    const bool whole = (first >= span.begin_low && until <= span.end_low) || (first >= span.begin_high && until <= span.end_high);
     Vf top = broadcast(largest);
     Vi lane = {};
     for (size_t i = 0; i < kLanes; ++i) lane[i] = static_cast<int32_t>(i);
@@ -521,7 +522,7 @@ inline void weigh_scores(const AttendArgs& a, const CellSpan& span, size_t first
         if (a.soft_cap != 0.0f) s = broadcast(a.soft_cap) * hyperbolic_tangent(s / broadcast(a.soft_cap));
         if (!whole) {
             const Vi cell = lane + static_cast<int32_t>(first + i);
-            const Vi seen = (cell < static_cast<int32_t>(span.end_low)) |
+            const Vi seen = ((cell >= static_cast<int32_t>(span.begin_low)) & (cell < static_cast<int32_t>(span.end_low))) |
                             ((cell >= static_cast<int32_t>(span.begin_high)) & (cell < static_cast<int32_t>(span.end_high)));
             s = seen ? s : broadcast(-__builtin_inff());
         }
@@ -543,11 +544,11 @@ inline void weigh_scores(const AttendArgs& a, const CellSpan& span, size_t first
 }
 
 inline bool sees(const CellSpan& span, size_t cell) {
-    return cell < span.end_low || (cell >= span.begin_high && cell < span.end_high);
+    return (cell >= span.begin_low && cell < span.end_low) || (cell >= span.begin_high && cell < span.end_high);
 }
 
 inline bool sees_any(const CellSpan& span, size_t begin, size_t end) {
-    return begin < span.end_low || (end > span.begin_high && begin < span.end_high);
+    return (end > span.begin_low && begin < span.end_low) || (end > span.begin_high && begin < span.end_high);
 }
 
 inline bool all_finite(const float* x, size_t n) {

@@ -106,7 +106,9 @@ class CpuExecutable:
                 for v in program.values
             ),
             table,
-            b"".join(struct.pack("<QIIfI", r.offset, r.first, r.n_pairs, r.magnitude, 0) for r in program.ropes),
+            b"".join(
+                struct.pack("<QIIfi", r.offset, r.first, r.n_pairs, r.magnitude, r.max_position) for r in program.ropes
+            ),
             frequencies,
             handles,
             len(program.steps),

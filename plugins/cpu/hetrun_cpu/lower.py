@@ -34,8 +34,14 @@ from hetrun.ops import (
 from hetrun.tensor import Weight
 from hetrun_cpu.steps import FUNCTIONS, QUANTISED_TYPES, Flag, Kind, Step, prepared_width
 
-Table = tuple[tuple[float, ...], float]
-"""Frequencies and magnitude of a rope table."""
+
+@dataclass(frozen=True)
+class Table:
+    """A rope table, as in `hetrun.ops.Rope`."""
+
+    frequencies: tuple[float, ...]
+    magnitude: float
+    max_position: int | None
 
 
 @dataclass
@@ -82,7 +88,7 @@ class _Lowering:
         for op in self.segment.ops:
             if op.name not in self.done:
                 self._lower(op)
-        table_steps = [Step(Kind.ROPE_TABLE, rope=i) for i in range(len(self.tables))]
+        table_steps = [Step(Kind.ROPE_TABLE, ropes=(i, None)) for i in range(len(self.tables))]
         self.result.steps[:0] = table_steps
         self.result.tables = list(self.tables)
         return self.result
@@ -108,8 +114,8 @@ class _Lowering:
             self._matmuls(op)
         elif isinstance(op, Rope):
             if not self._folds_into_attention(op):
-                rope = self._table(op)
-                step = Step(Kind.ROPE, y.name, (op.x.name, None), rope=rope, flags=_half(op), head_dim=op.head_dim)
+                ropes = (self._table(op), None)
+                step = Step(Kind.ROPE, y.name, (op.x.name, None), ropes=ropes, flags=_half(op), head_dim=op.head_dim)
                 self._emit(op, step, y)
         elif isinstance(op, Attention):
             self._attention(op)
@@ -164,10 +170,17 @@ class _Lowering:
         reader = self._only_reader(op.output)
         if not isinstance(reader, Attention) or reader.kv.head_dim != op.head_dim:
             return False
-        return op.name != reader.v.name and [reader.q.name, reader.k.name].count(op.name) == 1
+        if reader.q_sink is not None and not self._ropes_alike(reader):
+            return False
+        return op.name != reader.v.name and [v.name for v in reader.inputs].count(op.name) == 1
+
+    def _ropes_alike(self, op: Attention) -> bool:
+        """Whether one flag says how both kinds of queries are rotated."""
+        layouts = {rope.layout for v in op.inputs if isinstance(rope := self.producers.get(v.name), Rope)}
+        return len(layouts) == 1
 
     def _table(self, op: Rope) -> int:
-        return self.tables.setdefault((op.frequencies, op.magnitude), len(self.tables))
+        return self.tables.setdefault(Table(op.frequencies, op.magnitude, op.max_position), len(self.tables))
 
     def _attention(self, op: Attention) -> None:
         def rotated(value: Value) -> tuple[str, int | None, Flag, tuple[str, ...]]:
@@ -179,18 +192,23 @@ class _Lowering:
 
         k, k_rope, k_flags, k_ops = rotated(op.k)
         q, q_rope, q_flags, q_ops = rotated(op.q)
-        store = Step(Kind.KV_STORE, None, (k, op.v.name), state=op.kv.name, rope=k_rope, flags=k_flags, ops=k_ops)
+        store = Step(
+            Kind.KV_STORE, None, (k, op.v.name), state=op.kv.name, ropes=(k_rope, None), flags=k_flags, ops=k_ops
+        )
         self._emit(None, store, None)
+        q_sink, q_sink_rope, sink_flags, sink_ops = (None, None, Flag.NONE, ())
+        if op.q_sink is not None:
+            q_sink, q_sink_rope, sink_flags, sink_ops = rotated(op.q_sink)
         step = Step(
             Kind.ATTEND,
             op.name,
-            (q, None),
+            (q, q_sink),
             state=op.kv.name,
-            rope=q_rope,
-            flags=q_flags,
+            ropes=(q_rope, q_sink_rope),
+            flags=q_flags | sink_flags,
             f0=op.scale,
             f1=op.soft_cap,
-            ops=q_ops,
+            ops=(*sink_ops[:-1], *q_ops),
         )
         self._emit(op, step, op.output)
 
@@ -325,8 +343,8 @@ def step_reads(step: Step) -> set[str]:
     names = {name for name in step.inputs if name is not None} - _filled(step)
     if step.kind is Kind.ATTEND and step.state is not None:
         names.add(f"kv:{step.state}")
-    if step.rope is not None and step.kind is not Kind.ROPE_TABLE:
-        names.add(f"rope:{step.rope}")
+    if step.kind is not Kind.ROPE_TABLE:
+        names |= {f"rope:{rope}" for rope in step.ropes if rope is not None}
     return names
 
 
@@ -336,7 +354,7 @@ def step_writes(step: Step) -> set[str]:
     if step.kind is Kind.KV_STORE:
         names.add(f"kv:{step.state}")
     if step.kind is Kind.ROPE_TABLE:
-        names.add(f"rope:{step.rope}")
+        names.add(f"rope:{step.ropes[0]}")
     return names
 
 

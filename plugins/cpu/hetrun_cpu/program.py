@@ -14,6 +14,7 @@ from hetrun_cpu.lower import Lowered, lower, weights_of
 from hetrun_cpu.steps import PANEL_TOKENS, Kind, Step, as_stored
 
 SPACE = "host"
+_NO_POSITION = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,16 @@ class PlannedValue:
 
 @dataclass(frozen=True)
 class PlannedRope:
-    """first: index of its first frequency.   offset: place of its table in the arena, in bytes."""
+    """first: index of its first frequency.   offset: place of its table in the arena, in bytes.
+
+    max_position: positions beyond it count as it.
+    """
 
     first: int
     n_pairs: int
     magnitude: float
     offset: int
+    max_position: int
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ def compile_segment(segment: Segment) -> CpuProgram:
         if name in lives or name in bound
     }
     sizes = {name: size for name, size in nbytes.items() if name not in bound}
-    for i, (frequencies, _) in enumerate(lowered.tables):
-        sizes[f"rope:{i}"] = 8 * len(frequencies) * segment.max_tokens
+    for i, table in enumerate(lowered.tables):
+        sizes[f"rope:{i}"] = 8 * len(table.frequencies) * segment.max_tokens
     offsets, arena_bytes = place(sizes, lives)
 
     values = tuple(
@@ -129,7 +134,8 @@ def _check_connected(segment: Segment, lowered: Lowered) -> None:
 def _ropes(lowered: Lowered, offsets: Mapping[str, int]) -> tuple[tuple[PlannedRope, ...], tuple[float, ...]]:
     ropes: list[PlannedRope] = []
     frequencies: list[float] = []
-    for i, (own, magnitude) in enumerate(lowered.tables):
-        ropes.append(PlannedRope(len(frequencies), len(own), magnitude, offsets[f"rope:{i}"]))
-        frequencies += own
+    for i, table in enumerate(lowered.tables):
+        most = _NO_POSITION if table.max_position is None else table.max_position
+        ropes.append(PlannedRope(len(frequencies), len(table.frequencies), table.magnitude, offsets[f"rope:{i}"], most))
+        frequencies += table.frequencies
     return tuple(ropes), tuple(frequencies)

@@ -93,7 +93,8 @@ def _round_up(n: int, step: int) -> int:
 class Step:
     """One native step; values, weights, states and rope tables by name, None where it has none.
 
-    inputs, weights and biases are the pairs of the same names in `struct hetrun_step`.   n_used: experts of a row.
+    inputs, weights, biases and ropes are the pairs of the same names in `struct hetrun_step` (there `rope`).
+    n_used: experts of a row.
     ops: names of the ops that it does or helps to do; none for what serves all of a segment (rope tables).
     """
 
@@ -103,7 +104,7 @@ class Step:
     weights: tuple[Weight | None, Weight | None] = (None, None)
     biases: tuple[Weight | None, Weight | None] = (None, None)
     state: str | None = None
-    rope: int | None = None
+    ropes: tuple[int | None, int | None] = (None, None)
     flags: Flag = Flag.NONE
     head_dim: int = 0
     n_used: int = 0
@@ -113,7 +114,7 @@ class Step:
     ops: tuple[str, ...] = ()
 
 
-_STEP = struct.Struct("<II9iIIffI")
+_STEP = struct.Struct("<II10iIIffI")
 
 
 def pack(step: Step, values: dict[str, int], weights: dict[str, int], states: dict[str, int]) -> bytes:
@@ -136,7 +137,7 @@ def pack(step: Step, values: dict[str, int], weights: dict[str, int], states: di
         weight(step.biases[0]),
         weight(step.biases[1]),
         -1 if step.state is None else states[step.state],
-        -1 if step.rope is None else step.rope,
+        *(-1 if rope is None else rope for rope in step.ropes),
         step.head_dim,
         step.function,
         step.f0,
