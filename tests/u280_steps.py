@@ -24,6 +24,7 @@ class Layer:
     n_slots: int = 8
     sink: int = 0
     window: int = 0
+    sink_queries: bool = False  # of their own, which meet the keys of sinks
 
 
 def program(layer: Layer, n_layers: int = 1) -> list[Instruction]:
@@ -83,4 +84,5 @@ def _matrix(op: str, name: str, layer: Layer, n_rows: int, n_columns: int, outpu
 def _attend(name: str, layer: Layer) -> Instruction:
     fields = ("n_heads", "n_heads_kv", "head_dim", "n_slots", "n_cells", "sink", "window")
     n_ctx = 1 << 20 if layer.window else layer.n_cells
-    return Instruction("ATTEND", "", {"n_ctx": n_ctx, **{f: getattr(layer, f) for f in fields}}, name)
+    d = 16 if layer.sink_queries else 0
+    return Instruction("ATTEND", "", {"n_ctx": n_ctx, "d": d, **{f: getattr(layer, f) for f in fields}}, name)

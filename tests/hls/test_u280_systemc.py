@@ -55,7 +55,10 @@ STEPS = {
     "wide-1-full": (WIDE, decode(1, 2000)),
     "wide-4-full": (WIDE, decode(4, 1500)),
     "grouped": (Layer("U4", 1024, 2048, 16, 4, 64), decode(3, 511)),
-    "windowed": (Layer("S8", 512, 1024, 8, 8, 64, n_cells=260, sink=4, window=248), decode(2, 5000)),
+    "windowed": (
+        Layer("S8", 512, 1024, 8, 8, 64, n_cells=260, sink=4, window=248, sink_queries=True),
+        decode(2, 5000),
+    ),
     "w2": (Layer("W2", 1024, 1536, 8, 2, 128), decode(1, 40)),
     "s8h": (Layer("S8H", 512, 1280, 4, 1, 128, n_vocab=1000), decode(5, 7)),
     "ragged": (Layer("S4", 100, 36, 5, 5, 20, n_vocab=35), decode(1, 0)),

@@ -217,7 +217,8 @@ private:
     void attend(const Instruction& op, const Pass& pass, uint64_t& writes) {
         each_row(op, pass, uint64_t{4} * op.n_heads_kv * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
         for (const Row& row : pass.rows) writes += write_row(op, row);
-        each_row(op, pass, uint64_t{2} * op.n_heads * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
+        const uint64_t queries = op.n_heads * op.head_dim * (op.d == op.a ? 1 : 2);
+        each_row(op, pass, 2 * queries, engine_.vector_floats, engine_.quantize_cycles);
         start(queries_[n_queries_++]);
         for (size_t i = 0; i < pass.rows.size() * n_groups(op); ++i) {
             const Unit& unit = units_[n_units_++];

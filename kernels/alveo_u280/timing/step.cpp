@@ -192,7 +192,8 @@ private:
         // Keys and values are rounded and go to HBM; then queries are rounded and sent.
         work_rows(op, 4 * width, engine_.vector_floats, engine_.quantize_cycles);
         write_kv(op.n_heads_kv, heads);
-        work_rows(op, 2 * op.n_heads * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
+        const uint32_t kinds = op.d == op.a ? 1 : 2;  // of queries: sinks may meet their own
+        work_rows(op, 2 * kinds * op.n_heads * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
         const int64_t begin = vector_ + cycles(engine_.crossing_cycles);
 
         const uint32_t n_units = n_rows * heads.groups();
