@@ -102,15 +102,15 @@ private:
     sc_core::sc_event changed_;
 };
 
-// A block of rows, or keys or values of a head: what the lanes take in one go.
+// A block of rows, or of keys or values of a head: what the lanes take in one go.
 struct Block {
     uint32_t n_before;                 // beats of row scales, or of keys' scales
     uint32_t n_values, value_cycles;
     uint32_t scale_period, n_scales;   // beats of scales behind so many of values
-    uint32_t n_own;                    // keys or values of the pass, from the chip
+    uint64_t n_idle;                   // cycles at the end that take no beats
     const sc_time* start;              // not before
-    Results* results;                  // or null
-    Queue<sc_time>* done;              // of the last keys or values of a head; or null
+    Results* results;                  // takes them when there is room; or null
+    Queue<sc_time>* done;              // when it is; or null
 };
 
 class LaneProcess : public Process {
@@ -135,7 +135,7 @@ private:
                 beats(1, block.value_cycles);
                 if (block.scale_period && (value % block.scale_period == 0 || value == block.n_values)) beats(block.n_scales, 1);
             }
-            cycles(uint64_t{block.n_own} * block.value_cycles);
+            cycles(block.n_idle);
             if (block.results) block.results->write(sc_time_stamp());
             if (block.done) block.done->write(sc_time_stamp());
         }

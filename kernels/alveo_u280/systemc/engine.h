@@ -1,5 +1,5 @@
-// The engine: fetch tells readers and lanes what comes, the vector process does one instruction after the other, softmax stands
-// between keys and values. No values move, only their times.
+// The engine: fetch tells readers and lanes what comes, the vector process does one instruction after the other. No values move, only
+// their times.
 #pragma once
 
 #include "channel.h"
@@ -16,13 +16,11 @@ public:
             channels_.push_back(std::make_unique<Channel>(("channel" + number).c_str(), memory, c, engine.channels));
             readers_.push_back(std::make_unique<ReadProcess>(("reader" + number).c_str(), memory, engine, *channels_.back(), passes_written_, written_));
             lanes_.push_back(std::make_unique<LaneProcess>(("lanes" + number).c_str(), memory, engine, *readers_.back(), started_));
-            results_.push_back(std::make_unique<Results>(static_cast<int>(engine.result_blocks)));
-            keys_done_.push_back(std::make_unique<Queue<sc_time>>());
-            values_done_.push_back(std::make_unique<Queue<sc_time>>());
+            results_.push_back(std::make_unique<Results>(static_cast<int>(engine.result_groups)));
+            done_.push_back(std::make_unique<Queue<sc_time>>());
         }
         SC_THREAD(fetch);
         SC_THREAD(vector);
-        SC_THREAD(softmax);
         SC_THREAD(count_writes);
     }
 
@@ -37,10 +35,9 @@ private:
     };
     // A row of an ATTEND and a group of its heads.
     struct Unit {
-        const Instruction* op;
-        uint32_t group, n_channels, cells, n_old;  // cells of a channel; of them, those that are read
+        uint32_t n_channels, cells, n_old;  // cells of a channel; of them, those that are read
         uint64_t region;
-        sc_time weighed = LaneProcess::never();
+        sc_time largest = LaneProcess::never(), inverse = LaneProcess::never();  // when the lanes have them
     };
 
     std::vector<Pass> passes() const {
@@ -62,6 +59,13 @@ private:
     uint32_t n_groups(const Instruction& op) const { return up(op.n_heads_kv * apart(op), engine_.channels); }
     static uint32_t key_beats(const Instruction& op) { return up(op.head_dim, 128); }
     static uint32_t block_beats(const Instruction& op) { return 4 + 64 * key_beats(op); }
+    static uint32_t cell_of(const Instruction& op, const Row& row) {
+        const uint32_t position = uint32_t(row.position);
+        return op.n_cells == op.n_ctx || position < op.sink ? position : op.sink + (position - op.sink) % (op.n_cells - op.sink);
+    }
+    uint64_t block_of(const Instruction& op, const Row& row, uint32_t group) const {
+        return region_of(op, row, group) + uint64_t{cell_of(op, row) / apart(op) / 32} * block_beats(op);
+    }
     uint64_t region_of(const Instruction& op, const Row& row, uint32_t group) const {
         const uint32_t blocks = up(up(op.n_cells, apart(op)), 32);
         return op.hbm + (uint64_t(row.slot) * n_groups(op) + group) * blocks * block_beats(op);
@@ -90,30 +94,39 @@ private:
         const Layout& layout = kLayouts[op.format];
         for (const Row& row : pass.rows) {
             const uint32_t block = uint32_t(row.token) / layout.block_rows, n = layout.block_beats(op.n_columns);
+            read(*readers_[block % engine_.channels], {op.hbm, 1});
             read(*readers_[block % engine_.channels], {op.hbm + uint64_t{block / engine_.channels} * n, n});
         }
     }
     void tell_matmul(const Instruction& op, const Pass& pass) {
         const Layout& layout = kLayouts[op.format];
-        const uint32_t cycles = up(n_rows(op, pass), 2) * up(layout.products, engine_.lanes);
-        const uint32_t of_16_rows = 16 / layout.block_rows;
+        const uint32_t n_blocks = up(op.n_rows, uint64_t{layout.block_rows} * engine_.channels), of_16_rows = 16 / layout.block_rows;
+        const uint32_t cycles = layout.value_cycles(n_rows(op, pass), engine_.lanes);
         const sc_time* codes = codes_.empty() ? &sc_core::SC_ZERO_TIME : &codes_.back();
         for (uint32_t c = 0; c < engine_.channels; ++c) {
-            uint32_t n_beats = 0;
-            for (uint32_t i = c; i * layout.block_rows < op.n_rows; i += engine_.channels) {
-                const uint32_t row_scales = i / engine_.channels % of_16_rows == 0;
-                lanes_[c]->blocks.write({row_scales, layout.value_beats(op.n_columns), cycles, layout.scale_period, layout.scale_beats, 0,
-                                         codes, results_[c].get(), nullptr});
-                n_beats += row_scales + layout.block_beats(op.n_columns);
+            for (uint32_t i = 0; i < n_blocks; ++i) {
+                const bool ends = (i + 1) % of_16_rows == 0 || i + 1 == n_blocks;
+                lanes_[c]->blocks.write({i % of_16_rows == 0, layout.value_beats(op.n_columns), cycles, layout.scale_period, layout.scale_beats, 0,
+                                         codes, ends ? results_[c].get() : nullptr, nullptr});
             }
-            if (n_beats) read(*readers_[c], {op.hbm, n_beats});
+            read(*readers_[c], {op.hbm, n_blocks * layout.block_beats(op.n_columns) + up(n_blocks, of_16_rows)});
         }
     }
 
-    // Keys of a unit, then values of the one before it, or its own.
+    // Scales that the pass's own will stand among; then keys, scales of values and values of each row and group.
     void tell_attend(const Instruction& op, const Pass& pass) {
+        rounded_.push_back(LaneProcess::never());
         queries_.push_back(LaneProcess::never());
-        const size_t first = units_.size();
+        for (const Row& row : pass.rows) {
+            const uint32_t place = cell_of(op, row) / apart(op);
+            for (uint32_t head = 0; head < op.n_heads_kv; ++head) {
+                const uint32_t number = head * apart(op) + cell_of(op, row) % apart(op), c = number % engine_.channels;
+                const uint64_t beat = block_of(op, row, number / engine_.channels) + place % 32 / 16;
+                read(*readers_[c], {beat, 1});
+                read(*readers_[c], {beat + 2, 1});
+                lanes_[c]->blocks.write({2, 0, 0, 0, 0, 0, &rounded_.back(), nullptr, done_[c].get()});
+            }
+        }
         for (const Row& row : pass.rows) {
             uint32_t own = 0;
             for (const Row& other : pass.rows) own += other.slot == row.slot && other.position <= row.position;
@@ -122,28 +135,27 @@ private:
             for (uint32_t group = 0; group < n_groups(op); ++group) {
                 const uint32_t n_channels = std::min(engine_.channels, op.n_heads_kv * apart(op) - group * engine_.channels);
                 const uint32_t n_old = up(seen - own, apart(op));
-                units_.push_back({&op, group, n_channels, n_old + up(own, apart(op)), n_old, region_of(op, row, group)});
+                units_.push_back({n_channels, n_old + up(own, apart(op)), n_old, region_of(op, row, group)});
+                tell_unit(op, units_.back());
             }
         }
-        for (size_t i = first; i < units_.size(); ++i) {
-            tell_unit(units_[i], false);
-            if (!engine_.attend_ahead) tell_unit(units_[i], true);
-            else if (i > first) tell_unit(units_[i - 1], true);
-        }
-        if (engine_.attend_ahead) tell_unit(units_.back(), true);
     }
-    void tell_unit(Unit& unit, bool values) {
-        const Instruction& op = *unit.op;
-        const uint32_t n_queries = op.n_heads / op.n_heads_kv, each = up(n_queries, 2) * up(128, engine_.lanes), beats = key_beats(op);
-        const sc_time* start = values ? &unit.weighed : &queries_.back();
+    void tell_unit(const Instruction& op, const Unit& unit) {
+        const uint32_t n_queries = op.n_heads / op.n_heads_kv, each = n_queries * up(128, engine_.lanes), beats = key_beats(op);
+        const uint64_t own = uint64_t{unit.cells - unit.n_old} * beats * each, weighing = up(uint64_t{unit.cells} * n_queries, engine_.softmax_scores);
         for (uint32_t c = 0; c < unit.n_channels; ++c) {
-            for (uint32_t cell = 0; cell < unit.n_old; cell += 32) {
-                const uint32_t n = std::min(32u, unit.n_old - cell) * beats;
-                const uint64_t block = unit.region + uint64_t{cell / 32} * block_beats(op);
-                read(*readers_[c], values ? Span{block + 4 + 32 * beats, n} : Span{block, n + 4});
-                lanes_[c]->blocks.write({values ? 0u : 4u, n, each, 0, 0, 0, start, nullptr, nullptr});
+            auto& blocks = lanes_[c]->blocks;
+            for (uint32_t part = 0; part < 3; ++part) {
+                const sc_time* start = part == 0 ? &queries_.back() : part == 1 ? &unit.largest : &unit.inverse;
+                for (uint32_t cell = 0; cell < unit.n_old; cell += 32) {
+                    const uint32_t n = std::min(32u, unit.n_old - cell) * beats;
+                    const uint64_t block = unit.region + uint64_t{cell / 32} * block_beats(op);
+                    if (part < 2) read(*readers_[c], {block + 2 * part, 2});
+                    if (part != 1) read(*readers_[c], {block + 4 + (part == 2 ? 32 * beats : 0), n});
+                    blocks.write({part < 2 ? 2u : 0u, part == 1 ? 0 : n, each, 0, 0, 0, start, nullptr, nullptr});
+                }
+                blocks.write({0, 0, 0, 0, 0, part == 1 ? weighing : own, start, nullptr, done_[c].get()});
             }
-            lanes_[c]->blocks.write({0, 0, each, 0, 0, (unit.cells - unit.n_old) * beats, start, nullptr, (values ? values_done_ : keys_done_)[c].get()});
         }
     }
 
@@ -206,52 +218,46 @@ private:
 
     void collect(const Instruction& op, const Pass& pass) {
         if (n_rows(op, pass) == 0) return;
-        const uint32_t block_rows = kLayouts[op.format].block_rows;
-        for (uint32_t block = 0; block * block_rows < op.n_rows; ++block) {
-            come(*results_[block % engine_.channels]);
-            cycles(up(uint64_t{block_rows} * n_rows(op, pass), engine_.stream_floats));
+        for (uint32_t group = 0; group < up(op.n_rows, uint64_t{16} * engine_.channels); ++group) {
+            for (uint32_t c = 0; c < engine_.channels; ++c) {
+                come(*results_[c]);
+                cycles(up(uint64_t{16} * n_rows(op, pass), engine_.stream_floats));
+            }
         }
         cycles(uint64_t{engine_.finish_cycles} * engine_.stall_factor + (op.ddr ? engine_.ddr_cycles : 0));
     }
 
     void attend(const Instruction& op, const Pass& pass, uint64_t& writes) {
         each_row(op, pass, uint64_t{4} * op.n_heads_kv * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
+        start(rounded_[n_attends_]);
+        for (const Row& row : pass.rows)
+            for (uint32_t head = 0; head < op.n_heads_kv; ++head) come(*done_[(head * apart(op) + cell_of(op, row) % apart(op)) % engine_.channels]);
         for (const Row& row : pass.rows) writes += write_row(op, row);
         const uint64_t queries = op.n_heads * op.head_dim * (op.d == op.a ? 1 : 2);
         each_row(op, pass, 2 * queries, engine_.vector_floats, engine_.quantize_cycles);
-        start(queries_[n_queries_++]);
+        start(queries_[n_attends_++]);
         for (size_t i = 0; i < pass.rows.size() * n_groups(op); ++i) {
-            const Unit& unit = units_[n_units_++];
-            for (uint32_t c = 0; c < unit.n_channels; ++c) come(*values_done_[c]);
+            Unit& unit = units_[n_units_++];
+            for (sc_time* next : {&unit.largest, &unit.inverse}) {
+                for (uint32_t c = 0; c < unit.n_channels; ++c) come(*done_[c]);
+                work(engine_.softmax_cycles);
+                start(*next);
+            }
+            for (uint32_t c = 0; c < unit.n_channels; ++c) come(*done_[c]);
             const uint64_t floats = uint64_t{unit.n_channels} * (op.n_heads / op.n_heads_kv) * op.head_dim;
             work(up(floats, engine_.vector_floats) + engine_.element_cycles);
         }
     }
     uint64_t write_row(const Instruction& op, const Row& row) {
-        const uint32_t position = uint32_t(row.position);
-        const uint32_t cell = op.n_cells == op.n_ctx || position < op.sink ? position : op.sink + (position - op.sink) % (op.n_cells - op.sink);
-        const uint32_t place = cell / apart(op), n = key_beats(op);
+        const uint32_t place = cell_of(op, row) / apart(op) % 32, n = key_beats(op);
         for (uint32_t head = 0; head < op.n_heads_kv; ++head) {
-            const uint32_t number = head * apart(op) + cell % apart(op);
-            const uint64_t block = region_of(op, row, number / engine_.channels) + uint64_t{place / 32} * block_beats(op);
+            const uint32_t number = head * apart(op) + cell_of(op, row) % apart(op);
+            const uint64_t block = block_of(op, row, number / engine_.channels);
             Channel& channel = *channels_[number % engine_.channels];
-            for (const uint64_t beat : {block + place % 32 / 16, block + 2 + place % 32 / 16})
-                channel.post({beat * 64, 64, true, &replies_}, way_);
-            for (const uint64_t beat : {block + 4 + place % 32 * n, block + 4 + (32 + place % 32) * n})
-                channel.post({beat * 64, n * 64, true, &replies_}, way_);
+            for (const uint64_t beat : {block + place / 16, block + 2 + place / 16}) channel.post({beat * 64, 64, true, &replies_}, way_);
+            for (const uint64_t beat : {block + 4 + place * n, block + 4 + (32 + place) * n}) channel.post({beat * 64, n * 64, true, &replies_}, way_);
         }
         return 4 * op.n_heads_kv;
-    }
-
-    // Scores of a unit become weights when all its keys are through.
-    void softmax() {
-        for (size_t i = 0;; ++i) {
-            while (i >= units_.size()) wait(clock_);
-            Unit& unit = units_[i];
-            for (uint32_t c = 0; c < unit.n_channels; ++c) come(*keys_done_[c]);
-            work(up(uint64_t{unit.cells} * (unit.op->n_heads / unit.op->n_heads_kv), engine_.softmax_scores) + engine_.softmax_cycles);
-            start(unit.weighed);
-        }
     }
 
     void count_writes() {
@@ -270,11 +276,11 @@ private:
     std::vector<std::unique_ptr<ReadProcess>> readers_;
     std::vector<std::unique_ptr<LaneProcess>> lanes_;
     std::vector<std::unique_ptr<Results>> results_;
-    std::vector<std::unique_ptr<Queue<sc_time>>> keys_done_, values_done_;
+    std::vector<std::unique_ptr<Queue<sc_time>>> done_;  // parts of attention that wait for no room
     Queue<std::pair<const Instruction*, sc_time>> fetched_;
-    std::deque<sc_time> codes_, queries_;  // when codes of a QUANTIZE, queries of an ATTEND are at the lanes
+    std::deque<sc_time> codes_, rounded_, queries_;  // when the lanes have codes of a QUANTIZE; of an ATTEND, leave to send scales, and queries
     std::deque<Unit> units_;
-    size_t n_codes_ = 0, n_queries_ = 0, n_units_ = 0;
+    size_t n_codes_ = 0, n_attends_ = 0, n_units_ = 0;
     Replies replies_;
     Queue<uint64_t> n_writes_;
     uint64_t beats_ = 0;

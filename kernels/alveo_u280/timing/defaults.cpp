@@ -34,8 +34,7 @@ EngineTiming engine_timing() {
         32,    // analytic: an exponential and a quotient each
         16,    // a beat of 512 bits
         2,     // analytic: exponentials of a channel
-        8,     // analytic: depth of the stream of results
-        1,
+        2,     // analytic: depth of the stream of results
         1,
         4,     // analytic: two beats of DDR, checks, the broadcast
         20,    // analytic: register slices between SLR0's logic and the ports, and the way to 450 MHz and back; an assumption
@@ -46,14 +45,13 @@ EngineTiming engine_timing() {
         60,    // analytic: a quotient and the tree of maxima
         20,    // analytic: a product, a sum, read and write
         60,    // analytic: an exponential, a sum, a quotient, a product
-        80,    // analytic: the exponential, maxima of a head's channels, a quotient
+        80,    // analytic: an exponential and the last sums; or maxima of a head's channels and a quotient
     };
 }
 
 uint64_t weight_beats(const Layout& layout, uint64_t n_rows, uint64_t n_columns, uint32_t channels) {
-    const uint64_t n_blocks = (n_rows + layout.block_rows - 1) / layout.block_rows;
-    const uint64_t of_channel = (n_blocks + channels - 1) / channels, of_scales = layout.blocks_of_row_scales();
-    return of_channel * layout.block_beats(static_cast<uint32_t>(n_columns)) + (of_channel + of_scales - 1) / of_scales;
+    const uint32_t n = layout.channel_blocks(n_rows, channels), of_group = layout.group_blocks();
+    return uint64_t{n} * layout.block_beats(static_cast<uint32_t>(n_columns)) + (n + of_group - 1) / of_group;
 }
 
 }  // namespace hetrun::u280

@@ -30,6 +30,7 @@ EngineTiming engine_of(const hetrun_u280_design& design) {
     engine.burst_beats = design.burst_beats;
     engine.pass_tokens = design.pass_tokens;
     engine.vector_floats = design.vector_floats;
+    engine.gate_floats = std::min(engine.gate_floats, design.vector_floats);
     engine.stall_factor = design.stall_factor;
     return engine;
 }

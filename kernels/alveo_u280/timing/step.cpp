@@ -54,43 +54,54 @@ private:
     uint32_t rows_of(const Instruction& op) const {
         return op.rows == HETRUN_U280_ROWS_OUTPUTS ? n_outputs_ : static_cast<uint32_t>(rows_.size());
     }
-    uint32_t blocks_of(const Instruction& op, uint32_t channel) const {
-        const uint32_t n = static_cast<uint32_t>(ceil_div(op.n_rows, kLayouts[op.format].block_rows));
-        return n / engine_.channels + (channel < n % engine_.channels);
-    }
 
     // What the readers will want for an instruction.
     void ask(const Instruction& op, int64_t at) {
         if (op.op == HETRUN_U280_OP_MATMUL && rows_of(op) != 0) {
-            const Layout& layout = kLayouts[op.format];
-            for (uint32_t c = 0; c < engine_.channels; ++c) {
-                const uint32_t n = blocks_of(op, c);
-                const uint32_t beats = n * layout.block_beats(op.n_columns) + static_cast<uint32_t>(ceil_div(n, layout.blocks_of_row_scales()));
-                readers_[c]->add({op.hbm, beats, at});
-                timing_.weight_beats += beats;
-            }
+            const uint32_t beats = static_cast<uint32_t>(weight_beats(kLayouts[op.format], op.n_rows, op.n_columns, engine_.channels));
+            for (auto& reader : readers_) reader->add({op.hbm, beats, at});
+            timing_.weight_beats += int64_t{beats} * engine_.channels;
         } else if (op.op == HETRUN_U280_OP_EMBED) {
             for (const Row& row : rows_) {
                 const uint32_t n = kLayouts[op.format].block_beats(op.n_columns), block = embed_block(op, row);
+                readers_[block % engine_.channels]->add({op.hbm, 1, at});
                 readers_[block % engine_.channels]->add({op.hbm + uint64_t{block / engine_.channels} * n, n, at});
-                timing_.weight_beats += n;
+                timing_.weight_beats += n + 1;
             }
         } else if (op.op == HETRUN_U280_OP_ATTEND) {
             const Heads heads(op, engine_.channels);
-            for (const Stretch& s : stretches(static_cast<uint32_t>(rows_.size()) * heads.groups(), engine_.attend_ahead))
-                ask_stretch(heads, s, at);
+            for (const Row& row : rows_) ask_scales(heads, row, at);
+            for (size_t r = 0; r < rows_.size(); ++r)
+                for (uint32_t group = 0; group < heads.groups(); ++group)
+                    for (const Phase phase : kPhases) ask_phase(heads, heads.region(rows_, r, group), group, phase, at);
         }
     }
 
-    void ask_stretch(const Heads& heads, const Stretch& s, int64_t at) {
-        const uint32_t group = s.unit % heads.groups();
-        const Region region = heads.region(rows_, s.unit / heads.groups(), group);
+    // The beats of scales that a row's own will stand in.
+    void ask_scales(const Heads& heads, const Row& row, int64_t at) {
+        const uint32_t cell = heads.cell(static_cast<uint32_t>(row.position));
+        for (uint32_t group = 0; group < heads.groups(); ++group) {
+            for (uint32_t c = 0; c < heads.head_channels(group); ++c) {
+                if (!heads.keeps(cell, group, c)) continue;
+                const uint64_t scales = heads.block(row, cell, group) + cell / heads.split() % HETRUN_U280_KV_BLOCK / 16;
+                for (const uint64_t beat : {scales, scales + 2}) readers_[c]->add({beat, 1, at});
+                timing_.kv_beats += 2;
+            }
+        }
+    }
+
+    void ask_phase(const Heads& heads, const Region& region, uint32_t group, Phase phase, int64_t at) {
         for (uint32_t first = 0; first < region.n_old; first += HETRUN_U280_KV_BLOCK) {
             const uint32_t n = std::min<uint32_t>(HETRUN_U280_KV_BLOCK, region.n_old - first) * heads.code_beats();
-            const uint64_t block = region.beat + first / HETRUN_U280_KV_BLOCK * heads.block_beats();
-            const uint64_t values = block + 4 + HETRUN_U280_KV_BLOCK * heads.code_beats();
-            for (uint32_t c = 0; c < heads.head_channels(group); ++c) readers_[c]->add({s.values ? values : block, s.values ? n : n + 4, at});
-            timing_.kv_beats += heads.head_channels(group) * (s.values ? n : n + 4);
+            const uint64_t scales = region.beat + uint64_t{first / HETRUN_U280_KV_BLOCK} * heads.block_beats(), keys = scales + 4;
+            for (uint32_t c = 0; c < heads.head_channels(group); ++c) {
+                if (phase == Phase::kKeys) readers_[c]->add({scales, 2, at});
+                if (phase == Phase::kKeys) readers_[c]->add({keys, n, at});
+                if (phase == Phase::kWeights) readers_[c]->add({scales + 2, 2, at});
+                if (phase == Phase::kValues) readers_[c]->add({keys + HETRUN_U280_KV_BLOCK * heads.code_beats(), n, at});
+            }
+            const uint32_t beats = phase == Phase::kKeys ? n + 2 : phase == Phase::kWeights ? 2 : n;
+            timing_.kv_beats += heads.head_channels(group) * beats;
         }
     }
 
@@ -137,7 +148,7 @@ private:
         for (const Row& row : rows_) {
             const uint32_t c = embed_block(op, row) % engine_.channels;
             const auto one = [](uint32_t i, uint32_t j) { return j - i; };
-            vector_ = lane_free_[c] = readers_[c]->take(std::max(vector_, lane_free_[c]), kLayouts[op.format].block_beats(op.n_columns), one);
+            vector_ = lane_free_[c] = readers_[c]->take(std::max(vector_, lane_free_[c]), kLayouts[op.format].block_beats(op.n_columns) + 1, one);
         }
         vector_ += cycles(engine_.finish_cycles);
     }
@@ -152,7 +163,7 @@ private:
         if (n_rows == 0) return;
         const Layout& layout = kLayouts[op.format];
         const uint32_t n_values = layout.value_beats(op.n_columns), n_beats = layout.block_beats(op.n_columns);
-        const uint32_t value = (n_rows + 1) / 2 * static_cast<uint32_t>(ceil_div(layout.products, engine_.lanes));
+        const uint32_t value = layout.value_cycles(n_rows, engine_.lanes);
         // Beats of scales among the first i of a block; those of row scales before it count as such.
         const auto scales_before = [&](uint32_t i) -> uint32_t {
             if (layout.scale_period == 0) return 0;
@@ -165,22 +176,22 @@ private:
             return (j - i - scales) * value + scales;
         };
         const auto one = [](uint32_t i, uint32_t j) { return j - i; };
-        const int64_t collect = cycles(std::max<uint64_t>(1, ceil_div(uint64_t{layout.block_rows} * n_rows, engine_.stream_floats)));
-        const uint32_t n_blocks = static_cast<uint32_t>(ceil_div(op.n_rows, layout.block_rows));
-        for (uint32_t block = 0; block < n_blocks; ++block) {
-            const uint32_t c = block % engine_.channels, place = block / engine_.channels;
-            int64_t lane = std::max(lane_free_[c], codes_there_);
-            if (place % layout.blocks_of_row_scales() == 0) lane = readers_[c]->take(lane, 1, one);
-            lane = readers_[c]->take(lane, n_beats, cost);
-            // Results wait where the vector process has not taken those before.
-            std::deque<int64_t>& waiting = results_[c];
-            if (waiting.size() == engine_.result_blocks) {
-                lane = std::max(lane, waiting.front());
-                waiting.pop_front();
+        const int64_t collect = cycles(ceil_div(uint64_t{16} * n_rows, engine_.stream_floats));
+        const uint32_t n_blocks = layout.channel_blocks(op.n_rows, engine_.channels);
+        for (uint32_t first = 0; first < n_blocks; first += layout.group_blocks()) {
+            for (uint32_t c = 0; c < engine_.channels; ++c) {
+                int64_t lane = readers_[c]->take(std::max(lane_free_[c], codes_there_), 1, one);
+                for (uint32_t i = first; i < std::min(n_blocks, first + layout.group_blocks()); ++i) lane = readers_[c]->take(lane, n_beats, cost);
+                // Results wait where the vector process has not taken those before.
+                std::deque<int64_t>& waiting = results_[c];
+                if (waiting.size() == engine_.result_groups) {
+                    lane = std::max(lane, waiting.front());
+                    waiting.pop_front();
+                }
+                lane_free_[c] = lane;
+                vector_ = std::max(vector_, lane + cycles(engine_.crossing_cycles)) + collect;
+                waiting.push_back(vector_);
             }
-            lane_free_[c] = lane;
-            vector_ = std::max(vector_, lane + cycles(engine_.crossing_cycles)) + collect;
-            waiting.push_back(vector_);
         }
         vector_ += cycles(uint64_t{engine_.finish_cycles} * engine_.stall_factor);
         if (op.ddr) vector_ += cycles(engine_.ddr_cycles);
@@ -188,66 +199,76 @@ private:
 
     void attend(const Instruction& op) {
         const Heads heads(op, engine_.channels);
-        const uint32_t n_rows = static_cast<uint32_t>(rows_.size()), width = op.n_heads_kv * op.head_dim;
-        // Keys and values are rounded and go to HBM; then queries are rounded and sent.
-        work_rows(op, 4 * width, engine_.vector_floats, engine_.quantize_cycles);
+        // Keys and values are rounded and go to HBM, scales among those that stand there; then queries are rounded and sent.
+        work_rows(op, 4 * op.n_heads_kv * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
+        forward_scales(heads);
         write_kv(op.n_heads_kv, heads);
         const uint32_t kinds = op.d == op.a ? 1 : 2;  // of queries: sinks may meet their own
         work_rows(op, 2 * kinds * op.n_heads * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
-        const int64_t begin = vector_ + cycles(engine_.crossing_cycles);
-
-        const uint32_t n_units = n_rows * heads.groups();
-        std::vector<int64_t> weighed(n_units, 0);  // when the weights of a unit's values are at the lanes
-        for (const Stretch& s : stretches(n_units, engine_.attend_ahead)) {
-            const uint32_t group = s.unit % heads.groups();
-            const Region region = heads.region(rows_, s.unit / heads.groups(), group);
-            int64_t end = 0;
-            for (uint32_t c = 0; c < heads.head_channels(group); ++c) {
-                const int64_t lane = stream(heads, region, c, s.values, std::max({lane_free_[c], begin, s.values ? weighed[s.unit] : 0}));
-                lane_free_[c] = lane;
-                end = std::max(end, lane);
-            }
-            end += cycles(engine_.crossing_cycles);
-            if (s.values) {  // sums of a head's channels
+        const int64_t crossing = cycles(engine_.crossing_cycles);
+        const int64_t sent = vector_ + crossing;
+        for (size_t r = 0; r < rows_.size(); ++r) {
+            for (uint32_t group = 0; group < heads.groups(); ++group) {
+                // The largest score of all channels stands between keys and weights, the largest weight between those and values.
+                int64_t start = sent;
+                for (const Phase phase : kPhases) {
+                    int64_t end = 0;
+                    for (uint32_t c = 0; c < heads.head_channels(group); ++c) {
+                        lane_free_[c] = stream(heads, heads.region(rows_, r, group), c, phase, std::max(lane_free_[c], start));
+                        end = std::max(end, lane_free_[c]);
+                    }
+                    vector_ = std::max(vector_, end + crossing);
+                    if (phase != Phase::kValues) work(engine_.softmax_cycles);
+                    start = vector_ + crossing;
+                }
                 const uint64_t floats = uint64_t{heads.head_channels(group)} * heads.queries() * op.head_dim;
-                vector_ = std::max(vector_, end);
                 work(ceil_div(floats, engine_.vector_floats) + engine_.element_cycles);
-            } else {
-                const uint64_t scores = uint64_t{region.n_old + region.n_own} * heads.queries();
-                const uint64_t n = ceil_div(scores, engine_.softmax_scores) + engine_.softmax_cycles;
-                softmax_free_ = std::max(softmax_free_, end) + cycles(n * engine_.stall_factor);
-                weighed[s.unit] = softmax_free_ + cycles(engine_.crossing_cycles);
             }
         }
     }
 
-    // Keys (behind their scales) or values of a region through the lanes of a channel; those of the pass last.
-    int64_t stream(const Heads& heads, const Region& region, uint32_t c, bool values, int64_t lane) {
-        const uint32_t value = heads.shared_cycles() * static_cast<uint32_t>(ceil_div(128, engine_.lanes)), scales = values ? 0 : 4;
+    // A phase of a region through the lanes of a channel; cells of the pass last.
+    int64_t stream(const Heads& heads, const Region& region, uint32_t c, Phase phase, int64_t lane) {
+        const uint32_t each = heads.queries() * static_cast<uint32_t>(ceil_div(128, engine_.lanes)), scales = phase == Phase::kValues ? 0 : 2;
+        const auto cost = [&](uint32_t i, uint32_t j) {
+            const uint32_t of_scales = std::min(j, scales) - std::min(i, scales);
+            return of_scales + (j - i - of_scales) * each;
+        };
         for (uint32_t first = 0; first < region.n_old; first += HETRUN_U280_KV_BLOCK) {
             const uint32_t n = std::min<uint32_t>(HETRUN_U280_KV_BLOCK, region.n_old - first) * heads.code_beats();
-            const auto cost = [&](uint32_t i, uint32_t j) {
-                const uint32_t of_scales = std::min(j, scales) - std::min(i, scales);
-                return of_scales + (j - i - of_scales) * value;
-            };
-            lane = readers_[c]->take(lane, n + scales, cost);
+            lane = readers_[c]->take(lane, phase == Phase::kWeights ? scales : n + scales, cost);
         }
-        return lane + cycles(uint64_t{region.n_own} * heads.code_beats() * value);
+        if (phase != Phase::kWeights) return lane + cycles(uint64_t{region.n_own} * heads.code_beats() * each);
+        const uint64_t scores = uint64_t{region.n_old + region.n_own} * heads.queries();
+        return lane + cycles(ceil_div(scores, engine_.softmax_scores));
+    }
+
+    // The beats of scales pass through the lanes to the vector process.
+    void forward_scales(const Heads& heads) {
+        const auto one = [](uint32_t i, uint32_t j) { return j - i; };
+        const int64_t begin = vector_ + cycles(engine_.crossing_cycles);
+        for (const Row& row : rows_) {
+            const uint32_t cell = heads.cell(static_cast<uint32_t>(row.position));
+            for (uint32_t group = 0; group < heads.groups(); ++group) {
+                for (uint32_t c = 0; c < heads.head_channels(group); ++c) {
+                    if (!heads.keeps(cell, group, c)) continue;
+                    lane_free_[c] = readers_[c]->take(std::max(lane_free_[c], begin), 2, one);
+                    vector_ = std::max(vector_, lane_free_[c] + cycles(engine_.crossing_cycles));
+                }
+            }
+        }
     }
 
     // A key, a value and a scale of each: four bursts in every channel that gets a cell of the row.
     void write_kv(uint32_t n_heads_kv, const Heads& heads) {
-        for (size_t r = 0; r < rows_.size(); ++r) {
-            const uint32_t cell = heads.cell(static_cast<uint32_t>(rows_[r].position));
+        for (const Row& row : rows_) {
+            const uint32_t cell = heads.cell(static_cast<uint32_t>(row.position)), place = cell / heads.split() % HETRUN_U280_KV_BLOCK;
             for (uint32_t head = 0; head < n_heads_kv; ++head) {
                 const uint32_t number = head * heads.split() + cell % heads.split(), c = number % engine_.channels;
-                const uint32_t place = cell / heads.split() % HETRUN_U280_KV_BLOCK;
-                const uint64_t block = heads.region(rows_, r, number / engine_.channels).beat +
-                                       cell / heads.split() / HETRUN_U280_KV_BLOCK * heads.block_beats();
-                const uint64_t keys = block + 4, values = keys + HETRUN_U280_KV_BLOCK * heads.code_beats();
-                const uint32_t scale = place * 2 / HETRUN_U280_KV_BLOCK;
-                for (const uint64_t beat : {block + scale, block + 2 + scale}) written_ = std::max(written_, readers_[c]->write(vector_, beat, 1));
-                for (const uint64_t beat : {keys + place * heads.code_beats(), values + place * heads.code_beats()})
+                const uint64_t block = heads.block(row, cell, number / engine_.channels), scales = block + place / 16;
+                const uint64_t key = block + 4 + place * heads.code_beats();
+                for (const uint64_t beat : {scales, scales + 2}) written_ = std::max(written_, readers_[c]->write(vector_, beat, 1));
+                for (const uint64_t beat : {key, key + HETRUN_U280_KV_BLOCK * heads.code_beats()})
                     written_ = std::max(written_, readers_[c]->write(vector_, beat, heads.code_beats()));
             }
         }
@@ -259,9 +280,9 @@ private:
     uint32_t n_outputs_ = 0;
     std::vector<std::unique_ptr<Reader>> readers_;
     std::vector<int64_t> lane_free_;
-    std::vector<std::deque<int64_t>> results_;  // of each channel: when blocks of results were taken
-    // When the vector process, softmax and the fetcher are free; codes are at the lanes; KV is in HBM; readers may begin a pass.
-    int64_t vector_ = 0, softmax_free_ = 0, fetched_ = 0, codes_there_ = 0, written_ = 0, fence_ = 0;
+    std::vector<std::deque<int64_t>> results_;  // of each channel: when groups of results were taken
+    // When the vector process and the fetcher are free; codes are at the lanes; KV is in HBM; readers may begin a pass.
+    int64_t vector_ = 0, fetched_ = 0, codes_there_ = 0, written_ = 0, fence_ = 0;
     StepTiming timing_{};
 };
 

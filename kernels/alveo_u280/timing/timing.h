@@ -37,8 +37,7 @@ struct EngineTiming {
     uint32_t gate_floats;      // of silu(a) * b
     uint32_t stream_floats;    // of a stream: results, and the port of DDR
     uint32_t softmax_scores;   // a cycle and channel
-    uint32_t result_blocks;    // that wait for the vector process, of each channel
-    uint32_t attend_ahead;     // 1: keys of the next row stream while a row is in softmax
+    uint32_t result_groups;    // of 16 rows, that wait for the vector process, of each channel
     uint32_t stall_factor;     // times what the vector process takes: how much slower HLS may make it
     uint32_t fetch_cycles;     // of an instruction
     uint32_t port_cycles;      // between a reader and its port of HBM, there and back
@@ -57,20 +56,27 @@ struct Layout {
     uint32_t scale_period, scale_beats;  // 0: scales lie within the values
     uint32_t products;                   // of a beat of values
 
+    // Of a beat of values, for so many rows of a pass: a DSP makes two products a cycle, for two rows, or of two weights.
+    uint32_t value_cycles(uint32_t n_rows, uint32_t lanes) const { return (products * n_rows + 2 * lanes - 1) / (2 * lanes); }
     uint32_t value_beats(uint32_t n_columns) const { return (n_columns + beat_columns - 1) / beat_columns; }
     uint32_t block_beats(uint32_t n_columns) const {
         const uint32_t n = value_beats(n_columns);
         return n + (scale_period ? (n + scale_period - 1) / scale_period * scale_beats : 0);
     }
-    uint32_t blocks_of_row_scales() const { return 16 / block_rows; }
+    uint32_t group_blocks() const { return 16 / block_rows; }  // that share a beat of row scales, and of results
+    // The same in every channel.
+    uint32_t channel_blocks(uint64_t n_rows, uint32_t channels) const {
+        const uint64_t rows = uint64_t{block_rows} * channels;
+        return static_cast<uint32_t>((n_rows + rows - 1) / rows);
+    }
 };
 inline constexpr Layout kLayouts[HETRUN_U280_FORMATS] = {
     {4, 64, 0, 0, 128},   // W2S24: half of 4 x 64 are there
     {4, 64, 8, 1, 256},   // W2
     {4, 32, 8, 1, 128},   // S4
     {4, 32, 8, 2, 128},   // U4
-    {2, 32, 16, 1, 64},   // S8
-    {2, 32, 8, 1, 64},    // S8H
+    {2, 32, 16, 1, 128},  // S8: 64, but codes of no more than two rows are chosen at once
+    {2, 32, 8, 1, 128},   // S8H
 };
 
 // Beats of every channel.
