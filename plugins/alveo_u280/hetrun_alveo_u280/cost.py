@@ -116,7 +116,7 @@ def _round(n: int, n_rows: int, design: Design) -> int:
     Those of a Q4_0 matrix; other formats differ by some cycles.
     """
     rows = [Row(0) for _ in range(n_rows)]
-    number, n_out = definition().numbers["FORMAT_S4"], 4 * design.channels
+    number, n_out = definition().numbers["FORMAT_S4"], 16 * design.channels
     matrix = Instruction("MATMUL", "", {"format": number, "n_rows": n_out, "n_columns": n}, "w")
     program = [Instruction("QUANTIZE", "", {"n": n}), matrix] * _COPIES
     endless = replace(design, memory_factor=_ENDLESS)
