@@ -25,11 +25,12 @@ from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
 from hetrun_alveo_u280 import native, project
 from hetrun_alveo_u280.absence import absence
+from hetrun_alveo_u280.cost import launch_cost, op_seconds
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.program import DDR, HBM, compile_segment, residents
 from hetrun_alveo_u280.refusal import refusal
 from hetrun_alveo_u280.settings import Settings, settings_of
-from hetrun_alveo_u280.timing import BASIS, launch_cost, op_seconds
+from hetrun_alveo_u280.timing import BASIS, Design
 
 CARD, CSIM = "alveo-u280:0", "alveo-u280:csim"
 
@@ -93,7 +94,9 @@ class AlveoU280Driver:
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
         if reason := refusal(op):
             return Unsupported(reason)
-        return Cost(op_seconds(op, workload), BASIS, resident=residents(op, info.id))
+        seconds, watts = op_seconds(op, workload, Design.of(info.model)), info.model.get("watts")
+        joules = None if watts is None else seconds * watts
+        return Cost(seconds, BASIS, joules, residents(op, info.id))
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
         """DeviceError where an op is one that `estimate` refuses."""
