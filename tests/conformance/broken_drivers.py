@@ -260,6 +260,13 @@ class Remembers(Sound):
         return replace(answer, seconds=1e-6 * next(self.asked)) if isinstance(answer, Cost) else answer
 
 
+@fault("fuses-at-a-loss", "test_contract::test_fused_ops_cost_no_more_than_alone")
+class FusesAtALoss(Sound):
+    def fuse(self, info: DeviceInfo, segment: Segment, workload: Workload) -> Mapping[str, Cost]:
+        costs = {op.name: self.estimate(info, op, workload) for op in segment.ops}
+        return {name: replace(c, seconds=2 * c.seconds) for name, c in costs.items() if isinstance(c, Cost)}
+
+
 @fault("probe-counts", "test_contract::test_probe_repeats")
 class Counts(Sound):
     probes = itertools.count()

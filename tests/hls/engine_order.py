@@ -77,10 +77,10 @@ class Matrix:
         codes, scales = quantised(x, elements, padded)
         codes = codes[:, : self.columns].reshape(len(x), count, elements).swapaxes(0, 1)
         xd = scales.T[:count, :, None]
-        terms = _flushed(_flushed(self.d[:, None] * xd) * _products(codes, self.codes))
+        terms = flushed(flushed(self.d[:, None] * xd) * _products(codes, self.codes))
         if self.m is not None:
             sums = codes.reshape(count, len(x), -1, 16).sum(axis=3)
-            least = _flushed(_flushed(self.m[:, None] * xd) * _products(sums, self.minima))
+            least = flushed(flushed(self.m[:, None] * xd) * _products(sums, self.minima))
         n_sums = 1 if name in SUPER else 2
         parts: list[Floats] = []
         for b in range(count):
@@ -88,10 +88,10 @@ class Matrix:
             if b < n_sums:
                 parts.append(terms[b])
             else:
-                parts[part] = _flushed(parts[part] + terms[b])
+                parts[part] = flushed(parts[part] + terms[b])
             if self.m is not None:
-                parts[part] = _flushed(parts[part] - least[b] if name in SUPER else parts[part] + least[b])
-        return parts[0] if n_sums == 1 else _flushed(parts[0] + (parts[1] if count > 1 else np.float32(0)))
+                parts[part] = flushed(parts[part] - least[b] if name in SUPER else parts[part] + least[b])
+        return parts[0] if n_sums == 1 else flushed(parts[0] + (parts[1] if count > 1 else np.float32(0)))
 
 
 def _products(x: npt.NDArray[np.int64], weights: npt.NDArray[np.int16]) -> Floats:
@@ -106,8 +106,8 @@ POWERS = np.rint(np.exp2(24 - np.arange(256) / 256)).astype(np.int64)
 
 
 def exp_of_minus(x: Floats) -> Floats:
-    """exp(-x) for x >= 0 by the integers that hls/activation.h defines; zero from 2^-125 on, and for NaN."""
-    z = _flushed((x * np.float32(np.log2(np.e))).astype(np.float32))
+    """exp(-x) for x >= 0 by the integers that kernels/fabric/activation.h defines; zero from 2^-125 on, and for NaN."""
+    z = flushed((x * np.float32(np.log2(np.e))).astype(np.float32))
     small = z < 125  # False for NaN
     # Any power of two below 125 times 2^23 is exact in float64, and the fraction is cut off.
     fixed = np.floor(np.where(small, z, 0).astype(np.float64) * 2**23).astype(np.int64)
@@ -122,11 +122,11 @@ def silu_times(gate: Floats, up: Floats) -> Floats:
     """silu(gate) * up as the engine defines it."""
     with np.errstate(invalid="ignore", over="ignore"):
         t = exp_of_minus(np.abs(gate))
-        dividend = np.where(np.signbit(gate), _flushed(gate * t), gate)
-        return _flushed(_flushed(dividend / (np.float32(1) + t)) * up)
+        dividend = np.where(np.signbit(gate), flushed(gate * t), gate)
+        return flushed(flushed(dividend / (np.float32(1) + t)) * up)
 
 
-def _flushed(x: Floats) -> Floats:
+def flushed(x: Floats) -> Floats:
     """Subnormal results become zero."""
     subnormal = np.abs(x) < np.finfo(np.float32).tiny
     return np.where(subnormal, np.copysign(np.float32(0), x), x) if subnormal.any() else x

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from fake_u280 import CONTROLLER, PLATFORM, FakeCard, RuleBroken
+from fake_u280 import CONTROLLER, PLATFORM, FakeCard, RuleBroken, WaitsForEver
 
 from hetrun_alveo_u280.absence import XCLBIN_MAGIC
 from hetrun_alveo_u280.definition import definition
 
 SHAPES = ("2.13", "2.16")  # load_xclbin; register_xclbin and hw_context
 MOST_WAIT_MS = 100
+JUNK_BYTES = 65_537  # of what lay in memory before, repeated
 
 
 class Enumerator:
@@ -202,7 +203,7 @@ class bo:
             raise MemoryError("std::bad_alloc")
         self._base = int(loaded.content["mems"][self.bank][1]) + device.card.taken(self.bank)
         rng = np.random.default_rng(self._base + size)
-        self.host, self.card = (rng.integers(0, 256, size, np.uint8) for _ in range(2))
+        self.host, self.card = (np.resize(rng.integers(0, 256, JUNK_BYTES, np.uint8), size) for _ in range(2))
         self.fresh, self.unsynced = np.zeros(size, bool), np.zeros(size, bool)
         device.card.live.add(self)
 
@@ -293,6 +294,9 @@ class run:
             card.interrupts -= 1
             raise KeyboardInterrupt
         if card.hung:
+            card.patience -= 1
+            if card.patience < 0:
+                raise WaitsForEver
             time.sleep(timeout_ms / 1000)
             return ert_cmd_state.ERT_CMD_STATE_TIMEOUT
         self._left -= 1

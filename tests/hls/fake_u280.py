@@ -17,11 +17,16 @@ from hetrun_alveo_u280.definition import definition
 
 CONTROLLER, LANES = "hetrun_u280_controller", "hetrun_u280_lanes"
 PLATFORM = "xilinx_u280_gen3x16_xdma_base_1"
+BANKS = {str(i): i for i in range(33)} | {"42": 32}  # argument -> index of its memory
 HBM_BYTES, DDR_BYTES, DDR_BASE = 256 << 20, 16 << 30, 0x40_0000_0000
 
 
 class RuleBroken(RuntimeError):
     """A mistake that XRT itself would let pass, or answer with wrong results."""
+
+
+class WaitsForEver(BaseException):
+    """A launch hangs, and the driver does not give up."""
 
 
 def write_xclbin(path: Path, **changes: Any) -> Path:
@@ -31,7 +36,7 @@ def write_xclbin(path: Path, **changes: Any) -> Path:
     mems += [(f"DDR[{i}]", DDR_BASE + i * DDR_BYTES, DDR_BYTES >> 10) for i in range(2)]
     content = {
         "kernels": {CONTROLLER: n["ARGS"] + 2 * n["LANE_KERNELS"], LANES: 2},
-        "banks": {str(i): i for i in range(n["CHANNELS"] + 1)},
+        "banks": BANKS,
         "mems": mems,
         "version": n["VERSION"],
         "uuid": "5d7e3f61-0000-4000-8000-0123456789ab",
@@ -56,6 +61,7 @@ class FakeCard:
         self.slices, self.state = 1, "COMPLETED"
         self.ignores_version = self.silent = False
         self.interrupts = 0
+        self.patience = 500  # waits for a hung launch, then the driver never gives up
         self.loaded: Any = None  # the xclbin
         self.users = 0  # kernels that are open
         self.launches: list[dict[str, int]] = []
@@ -73,9 +79,11 @@ class FakeCard:
     def execute(self, arguments: Mapping[int, Any]) -> None:
         """The fabric's work on a launch."""
         n = definition().numbers
-        scalars = {name: arguments[i] for name, i in definition().under("ARG_").items() if name != "DDR"}
+        scalars = {name: arguments[i] for name, i in definition().under("ARG_").items() if "DDR" not in name}
         self.launches.append(scalars)
         buffers = [arguments[i] for i in range(n["CHANNELS"] + 1)]
+        if arguments[n["ARG_DDR_VECTOR"]] is not buffers[-1]:
+            raise RuleBroken("the ports to the DDR have different buffers")
         ddr, at = buffers[-1], 64 * scalars["REPORT"]
         if self.silent:
             return
@@ -85,7 +93,7 @@ class FakeCard:
             return
         if self.ignores_version:
             arguments = {**arguments, n["ARG_VERSION"]: n["VERSION"]}
-        given = [0 if i < len(buffers) else arguments[i] for i in range(n["ARGS"])]
+        given = [0 if str(i) in BANKS else arguments[i] for i in range(n["ARGS"])]
         native.library().hetrun_u280_card_run(self._engine(buffers), (ctypes.c_int32 * n["ARGS"])(*given))
 
     def _engine(self, buffers: Sequence[Any]) -> int:

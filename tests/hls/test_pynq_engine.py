@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,24 @@ def test_threads_share_rows_and_change_no_bit(threads: int) -> None:
         assert np.array_equal(y.view(np.uint32), expected.view(np.uint32))
 
 
+def test_two_devices_in_two_threads_keep_to_their_own() -> None:
+    """An engine's block RAM is one array of the library, whichever device runs it."""
+    rng = np.random.default_rng(10)
+    cases = []
+    for name, columns in (("Q4_1", 576), ("Q6_K", 1536)):
+        blocks = engine_order.random_blocks(rng, name, 700, columns)
+        x = rng.standard_normal((8, columns)).astype(np.float32)
+        cases.append((name, blocks, x, columns, engine_order.multiply(name, blocks, x)))
+
+    def differing(case: tuple[str, np.ndarray, np.ndarray, int, np.ndarray]) -> int:
+        name, blocks, x, columns, expected = case
+        found = (matmul_on(PynqZ1Driver(), name, blocks, x, columns, threads=1) for _ in range(10))
+        return sum(not np.array_equal(y.view(np.uint32), expected.view(np.uint32)) for y in found)
+
+    with ThreadPoolExecutor(len(cases)) as threads:
+        assert list(threads.map(differing, cases)) == [0, 0]
+
+
 def test_products_that_vanish_are_flushed_as_the_fabric_does() -> None:
     rng = np.random.default_rng(4)
     blocks = engine_order.random_blocks(rng, "Q4_0", 16, 64)
@@ -137,7 +156,8 @@ def build(folder: Path, *flags: str) -> Path:
     library = folder / "libhetrun_pynq_z1.so"
     sources = [source for part in ("hls", "host", "timing") for source in sorted((SOURCES / part).glob("*.cpp"))]
     options = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-    command = [compiler, *options, f"-I{ROOT / 'kernels/include'}", *flags, *map(str, sources), "-o", str(library)]
+    folders = [f"-I{ROOT / 'kernels'}", f"-I{ROOT / 'kernels/include'}"]
+    command = [compiler, *options, *folders, *flags, *map(str, sources), "-o", str(library)]
     subprocess.run(command, check=True, timeout=300)
     return library
 
@@ -165,7 +185,7 @@ def ap_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_integers_of_declared_widths_give_the_same_bits(ap_types: Path, tmp_path: Path) -> None:
-    library = build(tmp_path, "-DHETRUN_PYNQ_AP", f"-I{ap_types}", "-w")
+    library = build(tmp_path, "-DHETRUN_FABRIC_AP", f"-I{ap_types}", "-w")
     result = run_with(
         library, "test_bits_are_those or test_the_extremes or (test_a_fused and 7-) or test_an_activation"
     )
@@ -182,7 +202,7 @@ def test_the_source_as_the_vendors_compiler_sees_it_gives_the_same_bits(ap_types
 
 @pytest.fixture(scope="module")
 def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("bounded"), "-DHETRUN_PYNQ_BOUNDED", "-pthread")
+    return build(tmp_path_factory.mktemp("bounded"), "-DHETRUN_FABRIC_BOUNDED", "-pthread")
 
 
 def test_streams_of_their_declared_depth_do_not_deadlock(bounded: Path) -> None:
@@ -194,7 +214,7 @@ def test_streams_of_their_declared_depth_do_not_deadlock(bounded: Path) -> None:
 
 def test_a_fifo_that_is_too_shallow_is_named(bounded: Path) -> None:
     """Heads wait for the packets of a row: with a depth of none, nothing moves."""
-    result = run_with(bounded, "test_bits_are_those and Q2_K and 1-", HETRUN_PYNQ_DEPTH_HEADS="0")
+    result = run_with(bounded, "test_bits_are_those and Q2_K and 1-", HETRUN_FABRIC_DEPTH_HEADS="0")
     assert result.returncode == 42
     assert "deadlock" in result.stderr and "HEADS" in result.stderr
 

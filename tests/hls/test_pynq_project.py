@@ -65,9 +65,9 @@ def test_the_synthesis_script_has_part_clock_sources_and_top(folder: Path) -> No
 
 
 def test_every_include_of_the_sources_is_in_the_project(folder: Path) -> None:
-    for path in (folder / "hls").iterdir():
+    for path in (*(folder / "hls").iterdir(), *(folder / "fabric").iterdir()):
         for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
-            assert (path.parent / name).exists(), f"{path.name} includes {name}"
+            assert (path.parent / name).exists() or (folder / name).exists(), f"{path.name} includes {name}"
 
 
 @pytest.mark.parametrize("register", REGISTERS)

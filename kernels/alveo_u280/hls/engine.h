@@ -60,20 +60,23 @@
 //   2 beats: scale and minimum of 32 keys (binary16 pairs) | 2 beats: of values | keys | values
 // Regions of a slot follow one another, slots follow one another. (slot, group) -> slot * n_groups + group.
 
-// Instructions. Operands a, b, dst: first float of a value in a row of the vector memory. A row is a token of the pass; with rows =
-// OUTPUTS only tokens whose logits are wanted have it, in order, from row 0 on.
+// Instructions. Operands a, b, c, d, dst: first float of a value in a row of the vector memory, a multiple of 16. A row is a token of the
+// pass; with rows = OUTPUTS only tokens whose logits are wanted have it, in order, from row 0 on. In the DDR a token's row is the one of
+// its number in the step, an output's that of its number among outputs. What reads and writes may be the same place, or apart.
 #define HETRUN_U280_OP_END 0
-#define HETRUN_U280_OP_LOAD 1     // dst <- n floats of each row at ddr + row * stride
+#define HETRUN_U280_OP_LOAD 1     // dst <- n floats of each row at ddr + row * stride, which is any number of floats
 #define HETRUN_U280_OP_STORE 2    // a -> the same
 #define HETRUN_U280_OP_EMBED 3    // dst <- row `token` of a weight in HBM (hbm, format, n_rows, n_columns)
 #define HETRUN_U280_OP_NORM 4     // dst <- a / sqrt(mean(a^2) + f0) * weights in DDR (ddr), in groups of `group`; n
 #define HETRUN_U280_OP_QUANTIZE 5 // activations <- a, n columns
-#define HETRUN_U280_OP_MATMUL 6   // dst, or DDR where `ddr` is given, <- activations x weight (hbm, format, n_rows, n_columns)
+#define HETRUN_U280_OP_MATMUL 6   // dst, or DDR where `ddr` is not 0, <- activations x weight (hbm, format, n_rows, n_columns); as many
+                                  // columns and the same rows as the last QUANTIZE of the pass
 #define HETRUN_U280_OP_BIAS 7     // dst <- a + vector in DDR (ddr); n
 #define HETRUN_U280_OP_ADD 8      // dst <- a + b; n
 #define HETRUN_U280_OP_SCALE 9    // dst <- a * f0; n
 #define HETRUN_U280_OP_GATE 10    // dst <- silu(a) * b; n
-#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by row min(position, max_position) of a table in DDR: n_pairs (cos, sin)
+#define HETRUN_U280_OP_ROPE 11    // dst <- a, pairs of heads rotated by row min(position, max_position) of a table in DDR: n_pairs (cos,
+                                  // sin), rows `stride` floats apart
 #define HETRUN_U280_OP_ATTEND 12  // KV <- b (keys), c (values); dst <- attention of queries a, of d where a key is a sink's
 #define HETRUN_U280_OP_SELECT 13  // dst <- rows of a whose logits are wanted; n
 #define HETRUN_U280_OPS 14
@@ -104,7 +107,8 @@
 #define HETRUN_U280_ARG_SLOT 39
 #define HETRUN_U280_ARG_OUTPUT 40    // number of the row among the outputs, -1 for none
 #define HETRUN_U280_ARG_REPORT 41    // beat of DDR that gets a Report
-#define HETRUN_U280_ARGS 42
+#define HETRUN_U280_ARG_DDR_VECTOR 42  // buffer: the same as DDR, through the port of values and results
+#define HETRUN_U280_ARGS 43
 
 namespace hetrun::u280 {
 

@@ -12,12 +12,12 @@
 #include "engine.h"
 
 #include "descriptor.h"
+#include "fabric/types.h"
 #include "finish.h"
 #include "flow.h"
 #include "load.h"
 #include "master.h"
 #include "multiply.h"
-#include "types.h"
 #include "weights.h"
 #include "write.h"
 #ifdef HETRUN_PYNQ_FAST
@@ -38,7 +38,7 @@ void run(ReadMaster weights0, ReadMaster weights1, uint32_t* results, uint32_t w
     Stream<PartialPair, 8> partials("PARTIALS");
     Stream<ResultPair, 16> sums("SUMS");
     OutputStream outputs("OUTPUTS");
-    HETRUN_PYNQ_DATAFLOW(read_port<0>(weights0, weights_word, n_pairs, port0), read_port<1>(weights1, weights_word, n_pairs, port1),
+    HETRUN_FABRIC_DATAFLOW(read_port<0>(weights0, weights_word, n_pairs, port0), read_port<1>(weights1, weights_word, n_pairs, port1),
                          unpack(format, n_pairs, port0, port1, packets, heads, busy, stalls),
                          multiply(format, n_rows, n_chunks, n_tokens, codes, code_sums, packets, partials),
                          finish(format, n_rows, n_chunks, n_tokens, scales, heads, partials, sums),

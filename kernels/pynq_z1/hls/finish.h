@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "activation.h"
+#include "fabric/activation.h"
+#include "fabric/types.h"
 #include "flow.h"
 #include "formats.h"
-#include "types.h"
 
 namespace hetrun::pynq {
 namespace {

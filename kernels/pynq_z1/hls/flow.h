@@ -6,11 +6,12 @@
 
 #include <cstdint>
 
+#include "fabric/stream.h"
+#include "fabric/types.h"
 #include "formats.h"
-#include "stream.h"
-#include "types.h"
 
 namespace hetrun::pynq {
+using namespace fabric;
 namespace {
 
 constexpr uint32_t kTokens = HETRUN_PYNQ_TOKENS, kMaxRows = HETRUN_PYNQ_MAX_ROWS;

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "fabric/types.h"
 #include "flow.h"
 #include "formats.h"
-#include "types.h"
 
 namespace hetrun::pynq {
 namespace {

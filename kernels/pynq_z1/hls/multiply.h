@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "fabric/types.h"
 #include "flow.h"
 #include "formats.h"
-#include "types.h"
 #ifdef HETRUN_PYNQ_FAST
 #include HETRUN_PYNQ_FAST  // host/fast.h
 #endif
@@ -35,7 +35,7 @@ void codes_of(const Packet& packet, const Format& f, Int<8> codes[kPacket]) {
 // Sixteen products with each of two tokens.   n: of the two, those that are there.
 void dot16(const Int<8>* weights, const Int<8>* x0, const Int<8>* x1, uint32_t n, Int<20>& dot0, Int<20>& dot1) {
 #pragma HLS INLINE
-#ifdef HETRUN_PYNQ_AP
+#ifdef HETRUN_FABRIC_AP
     // A multiplier takes both tokens, 17 bits apart: a lower product below zero has borrowed one from the upper.
     (void)n;
     Int<20> low = 0, high = 0;

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
+#include "fabric/types.h"
 #include "flow.h"
 #include "formats.h"
 #include "master.h"
-#include "types.h"
 
 namespace hetrun::pynq {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "activation.h"
+#include "fabric/activation.h"
+#include "fabric/types.h"
 #include "flow.h"
-#include "types.h"
 
 namespace hetrun::pynq {
 namespace {

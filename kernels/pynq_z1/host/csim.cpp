@@ -1,21 +1,25 @@
 // A board whose fabric is the engine's source, and whose DDR is a piece of this process.
 #include <memory>
+#include <mutex>
 #include <new>
 
 #include "../hls/engine.h"
-#include "helpers.h"
+#include "fabric/host/helpers.h"
 #include "hetrun_pynq_z1.h"
 
 struct hetrun_pynq_csim {
     uint8_t* memory;
     uint64_t nbytes;
     uint32_t ring, count, version, config, status, done, busy_cycles, stall_cycles;
-    std::unique_ptr<hetrun::pynq::Helpers> helpers;
+    std::unique_ptr<hetrun::fabric::Helpers> helpers;
 };
 
 namespace {
 
 thread_local hetrun_pynq_csim* running = nullptr;
+
+// The engine's block RAM is static, as in a fabric of its own: all boards of a process take turns.
+std::mutex fabric;
 
 }  // namespace
 
@@ -29,7 +33,7 @@ hetrun_pynq_csim* hetrun_pynq_csim_create(uint8_t* memory, uint64_t nbytes) {
 }
 
 void hetrun_pynq_csim_threads(hetrun_pynq_csim* board, uint32_t n) {
-    board->helpers = n > 1 ? std::make_unique<hetrun::pynq::Helpers>(n - 1) : nullptr;
+    board->helpers = n > 1 ? std::make_unique<hetrun::fabric::Helpers>(n - 1) : nullptr;
 }
 
 void hetrun_pynq_csim_destroy(hetrun_pynq_csim* board) { delete board; }
@@ -56,6 +60,7 @@ void hetrun_pynq_csim_write(void* context, uint32_t offset, uint32_t value) {
     if (offset == HETRUN_PYNQ_REG_COUNT) board.count = value;
     if (offset != HETRUN_PYNQ_REG_CTRL || (value & 1) == 0) return;
     const uint64_t* words = reinterpret_cast<const uint64_t*>(board.memory);
+    const std::lock_guard<std::mutex> turn(fabric);
     running = &board;
     hetrun_pynq_engine(words, words, words, reinterpret_cast<uint32_t*>(board.memory), board.ring, board.count, &board.version,
                        &board.config, &board.status, &board.done, &board.busy_cycles, &board.stall_cycles);

@@ -3,12 +3,13 @@
 #include <cstring>
 #include <vector>
 
-#include "../hls/activation.h"
 #include "../hls/engine.h"
 #include "../hls/formats.h"
+#include "fabric/activation.h"
 #include "launch.h"
 
 namespace hetrun::pynq {
+using namespace fabric;
 namespace {
 
 constexpr uint32_t kTokens = HETRUN_PYNQ_TOKENS, kMaxRows = HETRUN_PYNQ_MAX_ROWS, kTile = HETRUN_PYNQ_TILE_ROWS;

@@ -6,8 +6,8 @@ cd $here
 
 open_project -reset hls_project
 set_top @TOP@
-# It includes the other files of its folder.
-add_files [file join $here hls engine.cpp] -cflags "-std=c++17"
+# It includes the other files of its folder, and those of fabric/.
+add_files [file join $here hls engine.cpp] -cflags "-std=c++17 -I$here"
 open_solution -reset -flow_target vivado solution
 set_part @PART@
 create_clock -period @CLOCK_NS@ -name default

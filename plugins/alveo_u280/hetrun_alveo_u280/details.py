@@ -11,7 +11,7 @@ from hetrun.device import Detail, Unavailable
 from hetrun.errors import HetrunError
 from hetrun_alveo_u280.absence import card_absence, cards, runtime_absence, xclbin_absence
 from hetrun_alveo_u280.definition import definition
-from hetrun_alveo_u280.opened import DDR_BANK, kernel_fault
+from hetrun_alveo_u280.opened import DDR_BANK, kernel_fault, said
 from hetrun_alveo_u280.settings import Settings
 from hetrun_alveo_u280.xrt import imported
 
@@ -55,7 +55,7 @@ class _Tells:
         try:
             told = read(self._device.get_info(getattr(self._pyxrt.xrt_info_device, key)))
         except Exception as error:  # a key that this XRT lacks, a sensor that is off, a text of another form
-            return f"unknown{limit}", f"XRT does not tell it: {type(error).__name__}: {error}"
+            return f"unknown{limit}", f"XRT does not tell it: {type(error).__name__}: {said(error)}"
         return f"{told}{limit}", None
 
 
@@ -81,7 +81,7 @@ def _card(pyxrt: Any, card: int | str) -> tuple[Any, tuple[str, str | None]]:
         device = pyxrt.device(card)
         return device, (str(device.get_info(pyxrt.xrt_info_device.bdf)), None)
     except Exception as error:  # whatever XRT throws
-        return None, (found, f"card {card} does not open: {error}")
+        return None, (found, f"card {card} does not open: {said(error)}")
 
 
 def _xclbin_rows(pyxrt: Any, path: str | None) -> Iterator[Detail]:
@@ -91,7 +91,7 @@ def _xclbin_rows(pyxrt: Any, path: str | None) -> Iterator[Detail]:
         try:
             parsed = pyxrt.xclbin(path)
         except Exception as error:  # whatever XRT throws
-            unread = f"it cannot be read: {error}"
+            unread = f"it cannot be read: {said(error)}"
     yield Detail("xclbin", str(Path(path)) if path else "none named", unread)
     if parsed is None:
         return

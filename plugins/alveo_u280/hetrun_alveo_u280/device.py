@@ -63,7 +63,7 @@ class U280Executable:
         if not isinstance(buffer, DdrBuffer) or buffer.nbytes < needed:
             held = "nothing" if buffer is None else f"{buffer.nbytes} bytes of a {type(buffer).__name__}"
             raise DeviceError(
-                f"segment {self._segment.name}: value {value.name} needs {needed} bytes of the card's DDR and has {held}"
+                f"segment {self._segment.name}: value {value.name} needs {needed} bytes of the card's DDR, has {held}"
             )
         return buffer
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from hetrun.device import (
     API_VERSION,
+    BuildStep,
     Cost,
+    Detail,
     Device,
     DeviceInfo,
     Link,
@@ -21,7 +23,7 @@ from hetrun.device import (
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
-from hetrun_alveo_u280 import native
+from hetrun_alveo_u280 import native, project
 from hetrun_alveo_u280.absence import absence
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.program import DDR, HBM, compile_segment, residents
@@ -96,6 +98,21 @@ class AlveoU280Driver:
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
         """DeviceError where an op is one that `estimate` refuses."""
         return compile_segment(segment, info.id)
+
+    def details(self, info: DeviceInfo) -> Sequence[Detail]:
+        """Of the card: runtime, platform, xclbin, memories, sensors."""
+        if info.id != CARD or not isinstance(info, U280Info) or info.settings is None:
+            return ()
+        from hetrun_alveo_u280.details import details
+
+        return details(info.id, info.settings)
+
+    def sources(self) -> Mapping[str, str]:
+        """The Vitis project."""
+        return project.sources()
+
+    def steps(self) -> Sequence[BuildStep]:
+        return project.steps()
 
     def open(self, info: DeviceInfo) -> Device:
         if info.unavailable:

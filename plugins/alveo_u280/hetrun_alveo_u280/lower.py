@@ -27,6 +27,8 @@ from hetrun_alveo_u280.instruction import Instruction, Place, Rotation
 from hetrun_alveo_u280.vector_memory import VectorMemory
 from hetrun_alveo_u280.weights import format_of
 
+NO_BOUND = 0xFFFFFFFF  # of positions
+
 
 def lower(segment: Segment) -> tuple[tuple[Instruction, ...], tuple[Value, ...]]:
     """(instructions, values that wait in DDR between ops). Pure and deterministic, of ops that the engine takes."""
@@ -122,6 +124,8 @@ class _Lowering:
             n=op.x.width,
             group=op.head_dim,
             n_pairs=len(op.frequencies),
+            stride=2 * len(op.frequencies),
+            max_position=NO_BOUND if op.max_position is None else min(op.max_position, NO_BOUND),
             flags=definition().numbers["FLAG_HALF"] if op.layout == "half" else 0,
         )
 
@@ -134,6 +138,7 @@ class _Lowering:
             a=self._at(op.q),
             b=self._at(op.k),
             c=self._at(op.v),
+            d=self._at(op.q if op.q_sink is None else op.q_sink),
             dst=self._at(op.output),
             f0=op.scale,
             flags=definition().numbers["FLAG_HADAMARD"] if kv.format == "kv4h" else 0,

@@ -26,7 +26,7 @@ def library() -> ctypes.CDLL:
         "hetrun_u280_channel_beats": (u64, [u32, u64, u64]),
         "hetrun_u280_format": (u32, [u32]),
         "hetrun_u280_pack": (None, [u32, u64, u64, pointer, u32, pointer]),
-        "hetrun_u280_kv_beats": (u64, [u64, u64, u64, u64]),
+        "hetrun_u280_kv_beats": (u64, [u32, u32, u32, u32]),
         "hetrun_u280_card_create": (pointer, [ctypes.POINTER(pointer), u64, pointer, u64, u32]),
         "hetrun_u280_card_destroy": (None, [pointer]),
         "hetrun_u280_card_run": (None, [pointer, ctypes.POINTER(ctypes.c_int32)]),

@@ -23,20 +23,22 @@ MOST_BUFFER_BYTES = (1 << 32) - 4096
 # returns at once, so that slices cost nothing.
 SLICE_MS = 20
 RUNNING = 3  # of ert_cmd_state, which pyxrt has no name for
+REBUILD = "build it from this version's sources: hetrun build alveo-u280"
 PIECE = memoryview(bytes(4 << 20))
 # Where the first launch finds a program that ends at once, and leaves its report; the host has given out nothing yet.
 PROGRAM, ROWS, REPORT = 1, 3, 4
-NO_VERSION = 0
+NO_VERSION, NO_REPORT = 0, 0xFFFFFFFF
 
 
 class LaunchFailure(Exception):
     """A launch that did not end as it should; the card's state is not known. The message says what was seen."""
 
 
-def banks() -> Sequence[tuple[int, str]]:
-    """(number of the kernel's argument, tag of its memory bank) of each buffer."""
+def banks() -> Sequence[tuple[str, Sequence[int]]]:
+    """(tag of its memory bank, numbers of the kernel's arguments that have it) of each buffer."""
     n = definition().numbers
-    return [*((i, f"HBM[{i}]") for i in range(n["CHANNELS"])), (n["ARG_DDR"], DDR_BANK)]
+    channels = [(f"HBM[{i}]", (i,)) for i in range(n["CHANNELS"])]
+    return [*channels, (DDR_BANK, (n["ARG_DDR"], n["ARG_DDR_VECTOR"]))]
 
 
 def kernel_fault(xclbin: Any) -> str | None:
@@ -57,7 +59,12 @@ def failing(subject: str, what: str, remedy: str | None = None) -> Iterator[None
     except HetrunError:
         raise
     except Exception as error:
-        raise DeviceError(f"{subject}: {what}: {error}", remedy=remedy) from error
+        raise DeviceError(f"{subject}: {what}: {said(error)}", remedy=remedy) from error
+
+
+def said(error: Exception) -> str:
+    """In one line: pyxrt tells of wrong arguments at length."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class OpenedCard:
@@ -83,10 +90,11 @@ class OpenedCard:
                 self._device = pyxrt.device(settings.card)
             xclbin = self._checked_xclbin()
             self._kernel = self._load(xclbin)
-            self._buffers = [self._allocate(xclbin, number, tag) for number, tag in banks()]
+            self._buffers = [self._allocate(xclbin, tag, numbers) for tag, numbers in banks()]
             self._run = pyxrt.run(self._kernel)
-            for (number, _), buffer in zip(banks(), self._buffers, strict=True):
-                self._run.set_arg(number, buffer)
+            for (_, numbers), buffer in zip(banks(), self._buffers, strict=True):
+                for number in numbers:
+                    self._run.set_arg(number, buffer)
             self._check_engine()
         except BaseException:
             self.release()
@@ -158,7 +166,7 @@ class OpenedCard:
             try:
                 state = self._run.wait(SLICE_MS)
             except Exception as error:
-                raise LaunchFailure(f"waiting for the launch failed: {error}") from error
+                raise LaunchFailure(f"waiting for the launch failed: {said(error)}") from error
             if state == states.ERT_CMD_STATE_COMPLETED:
                 self._running = False
             elif state not in under_way and int(state) != RUNNING:
@@ -182,7 +190,7 @@ class OpenedCard:
 
     def _checked_xclbin(self) -> Any:
         path = self._settings.xclbin
-        with failing(self._subject, f"xclbin {path} cannot be read", "build it anew: hetrun build alveo-u280"):
+        with failing(self._subject, f"xclbin {path} cannot be read", REBUILD):
             xclbin = self._pyxrt.xclbin(path)
             fault = kernel_fault(xclbin)
         if fault:
@@ -200,19 +208,25 @@ class OpenedCard:
             uuid = self._device.load_xclbin(xclbin)
             return pyxrt.kernel(self._device, uuid, KERNEL, pyxrt.kernel.exclusive)
 
-    def _allocate(self, xclbin: Any, number: int, tag: str) -> Any:
-        """The buffer of an argument. XRT only warns of a wrong bank, and gives the kernel a copy of the buffer that
-        the host never writes: so banks are compared here.
+    def _bank(self, xclbin: Any, tag: str, number: int) -> tuple[Any, int]:
+        """(memory bank, group) of an argument. XRT only warns of a buffer in another bank, and gives the kernel a copy
+        that the host never writes: so banks are compared here.
         """
-        settings = self._settings
-        nbytes = settings.ddr_bytes if tag == DDR_BANK else settings.channel_bytes
-        with failing(self._subject, f"the memory bank of argument {number} is not known"):
+        with failing(self._subject, f"the memory bank of argument {number} is not known", REBUILD):
             group = self._kernel.group_id(number)
             bank = next((m for m in xclbin.get_mems() if m.get_index() == group & BANK_MASK), None)
         if bank is None or bank.get_tag() != tag:
             raise self._wrong(
                 f"argument {number} is connected to {bank.get_tag() if bank else 'nothing'}, not to {tag}"
             )
+        return bank, group
+
+    def _allocate(self, xclbin: Any, tag: str, numbers: Sequence[int]) -> Any:
+        """The buffer of arguments that share one."""
+        settings = self._settings
+        nbytes = settings.ddr_bytes if tag == DDR_BANK else settings.channel_bytes
+        found = [self._bank(xclbin, tag, number) for number in numbers]  # each is compared
+        bank, group = found[0]
         capacity = bank.get_size_kb() * 1024
         if nbytes > min(capacity, MOST_BUFFER_BYTES):
             raise AllocationError(
@@ -224,13 +238,13 @@ class OpenedCard:
             buffer = self._pyxrt.bo(self._device, nbytes, self._pyxrt.bo.normal, group)
         except Exception as error:
             raise AllocationError(
-                f"{self._subject}: no {nbytes} bytes of {tag}: {error}",
+                f"{self._subject}: no {nbytes} bytes of {tag}: {said(error)}",
                 remedy="end the process that uses the card, or set smaller hbm_bytes and ddr_bytes: buffers take as "
                 "much memory of the host",
             ) from error
         begin = buffer.address() - bank.get_base_address()
         if not 0 <= begin <= capacity - nbytes:
-            raise self._wrong(f"the buffer of argument {number} lies at {buffer.address():#x}, outside of {tag}")
+            raise self._wrong(f"the buffer of argument {numbers[0]} lies at {buffer.address():#x}, outside of {tag}")
         return buffer
 
     def _check_engine(self) -> None:
@@ -248,6 +262,8 @@ class OpenedCard:
                     f"{self._subject}: the engine of {self._settings.xclbin} does not answer: {error}",
                     remedy=f"reset the card: xbutil reset --device {self.address}",
                 ) from error
+            if report.version == NO_REPORT:
+                raise self._wrong("the engine wrote no report")
             found = definition().statuses.get(report.status, f"status {report.status:#x}")
             if report.version != version:
                 raise self._wrong(f"the engine is of version {report.version}, this hetrun drives version {version}")
@@ -257,5 +273,5 @@ class OpenedCard:
     def _wrong(self, fault: str) -> DeviceError:
         return DeviceError(
             f"{self._subject}: xclbin {self._settings.xclbin} is not this engine's: {fault}",
-            remedy="build it from this version's sources: hetrun build alveo-u280",
+            remedy=REBUILD,
         )

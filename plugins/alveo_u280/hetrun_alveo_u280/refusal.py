@@ -18,6 +18,7 @@ from hetrun.ops import (
 )
 from hetrun.tensor import Weight
 from hetrun_alveo_u280.definition import definition
+from hetrun_alveo_u280.kv import kv_beats
 from hetrun_alveo_u280.vector_memory import floats_of
 from hetrun_alveo_u280.weights import format_of, types, weight_beats
 
@@ -52,13 +53,14 @@ def _of_matrix(weight: Weight) -> str | None:
         return f"{weight.name} has rows of {columns}, no multiple of {weight.type}'s block of {weight.type.block_size}"
     if columns > most:
         return f"{weight.name} has rows of {columns}; the engine holds activations of {most}"
-    return None if weight_beats(weight) else f"{weight.name} is {weight.shape}: the engine takes no such matrix"
+    return None if weight_beats(weight) else f"{weight.name} is {weight.shape}, nothing or more than the card's HBM"
 
 
 def _of_vector(weight: Weight) -> str | None:
     if weight.type.name != "F32":
         return f"{weight.name} has type {weight.type}; the engine's norms and biases are F32"
-    return None
+    most = definition().numbers["MAX_COLUMNS"]
+    return f"{weight.name} is {weight.shape[0]} long; the engine takes {most}" if weight.shape[0] > most else None
 
 
 def kv_refusal(kv: KvSpec) -> str | None:
@@ -68,6 +70,8 @@ def kv_refusal(kv: KvSpec) -> str | None:
         return f"the engine keeps keys and values in 4 bits, not as {kv.format}: --kv-type {_suited(kv)}"
     if kv.format_refusal:
         return kv.format_refusal
+    if kv.n_heads_kv > most["HEADS"]:
+        return _too_many_heads(kv.n_heads_kv)
     if kv.head_dim % 2 or kv.head_dim > most["HEAD_DIM"]:
         return f"heads of {kv.head_dim}; the engine takes an even size up to {most['HEAD_DIM']}"
     if kv.n_cells > most["CELLS"]:
@@ -75,16 +79,19 @@ def kv_refusal(kv: KvSpec) -> str | None:
             f"a cache of {kv.n_cells} tokens; the engine keeps scores of {most['CELLS']}: "
             f"--ctx {most['CELLS']}, or --attention sink=4,window=2044"
         )
-    return None
+    return None if kv_beats(kv) else f"a cache of {kv.n_slots} x {kv.n_cells} tokens is more than the card's HBM"
 
 
 def _of_attention(op: Attention) -> str | None:
-    most = definition().numbers["MAX_HEADS"]
     if reason := kv_refusal(op.kv):
         return reason
     if op.soft_cap:
         return "the engine's attention has no cap on scores"
-    return f"{op.n_heads} heads; the engine takes up to {most}" if op.n_heads > most else None
+    return _too_many_heads(op.n_heads) if op.n_heads > definition().numbers["MAX_HEADS"] else None
+
+
+def _too_many_heads(n_heads: int) -> str:
+    return f"{n_heads} heads; the engine takes up to {definition().numbers['MAX_HEADS']}"
 
 
 def _suited(kv: KvSpec) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from hetrun.errors import DeviceError
 from hetrun_alveo_u280.absence import SETUP
 from hetrun_alveo_u280.card import BEAT_BYTES, Report
-from hetrun_alveo_u280.opened import DDR, LaunchFailure, OpenedCard
+from hetrun_alveo_u280.opened import DDR, LaunchFailure, OpenedCard, said
 from hetrun_alveo_u280.settings import Settings
 
 T = TypeVar("T")
@@ -101,6 +101,6 @@ def imported(subject: str) -> Any:
         return importlib.import_module("pyxrt")
     except Exception as error:  # a module of another Python, or without XRT's libraries, fails in many ways
         raise DeviceError(
-            f"{subject}: XRT's Python module pyxrt does not import: {error}",
+            f"{subject}: XRT's Python module pyxrt does not import: {said(error)}",
             remedy=f"source {SETUP}; the module is made for one version of Python",
         ) from error

@@ -35,7 +35,8 @@ def sources() -> Mapping[str, str]:
     from hetrun.resources import resource_path
 
     folder = resource_path(HEADER).parent
-    files = {f"hls/{p.name}": p.read_text() for p in sorted(folder.iterdir()) if p.suffix in (".h", ".cpp")}
+    parts = (folder, folder.with_name("fabric"))
+    files = {f"{part.name}/{p.name}": p.read_text() for part in parts for p in sorted(part.glob("*.[hc]*"))}
     for path in sorted(folder.with_name("tcl").iterdir()):
         files[path.name] = filled(path.read_text(), values())
     return files

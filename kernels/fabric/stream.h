@@ -1,7 +1,7 @@
 // hls::stream and dataflow regions on a host.
 //
 // Plain: each process of a region runs to its end before the next, and streams grow as they must.
-// HETRUN_PYNQ_BOUNDED: a thread a process and streams of the depth they are given; a deadlock ends the program with
+// HETRUN_FABRIC_BOUNDED: a thread a process and streams of the depth they are given; a deadlock ends the program with
 // kDeadlock and the names of the streams.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 #include <hls_stream.h>
 // The caller's body is then a dataflow region.
-#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f, g) \
+#define HETRUN_FABRIC_DATAFLOW(a, b, c, d, e, f, g) \
     _Pragma("HLS DATAFLOW") a;                     \
     b;                                             \
     c;                                             \
@@ -21,14 +21,15 @@
 #else
 
 // The processes of a dataflow region, in the order of their data.
-#define HETRUN_PYNQ_DATAFLOW(a, b, c, d, e, f, g) \
+#define HETRUN_FABRIC_DATAFLOW(a, b, c, d, e, f, g) \
     hls::dataflow([&] { a; }, [&] { b; }, [&] { c; }, [&] { d; }, [&] { e; }, [&] { f; }, [&] { g; });
 
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#ifdef HETRUN_PYNQ_BOUNDED
+#ifdef HETRUN_FABRIC_BOUNDED
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -37,7 +38,7 @@
 
 namespace hls {
 
-#ifdef HETRUN_PYNQ_BOUNDED
+#ifdef HETRUN_FABRIC_BOUNDED
 constexpr int kDeadlock = 42;
 
 // One lock for all streams: a deadlock is when every process that still runs waits.
@@ -87,7 +88,7 @@ public:
         delete[] values_;
     }
 
-#ifdef HETRUN_PYNQ_BOUNDED
+#ifdef HETRUN_FABRIC_BOUNDED
     void write(const T& value) {
         Region& region = Region::get();
         std::unique_lock<std::mutex> lock(region.mutex);
@@ -103,11 +104,11 @@ public:
         region.note();
         return value;
     }
-    // HETRUN_PYNQ_DEPTH_<NAME> in the environment overrides the depth: what is the least that works?
+    // HETRUN_FABRIC_DEPTH_<NAME> in the environment overrides the depth: what is the least that works?
     size_t depth() {
         if (depth_ == 0) {
             char variable[64];
-            std::snprintf(variable, sizeof variable, "HETRUN_PYNQ_DEPTH_%s", name_);
+            std::snprintf(variable, sizeof variable, "HETRUN_FABRIC_DEPTH_%s", name_);
             const char* given = std::getenv(variable);
             depth_ = given ? static_cast<size_t>(std::atoi(given)) : static_cast<size_t>(Depth);
         }
@@ -150,25 +151,33 @@ private:
     const char* name_;
     T* values_ = nullptr;
     size_t head_ = 0, end_ = 0, capacity_ = 0;
-#ifdef HETRUN_PYNQ_BOUNDED
+#ifdef HETRUN_FABRIC_BOUNDED
     size_t depth_ = 0;
 #endif
 };
 
-template <class... Process>
-void dataflow(Process... process) {
-#ifdef HETRUN_PYNQ_BOUNDED
+#ifdef HETRUN_FABRIC_BOUNDED
+inline void dataflow(const std::vector<std::function<void()>>& processes) {
     Region& region = Region::get();
-    region.running = sizeof...(Process);
+    region.running = static_cast<int>(processes.size());
     region.waits.clear();
     std::vector<std::thread> threads;
-    (threads.emplace_back([&region, process] {
-        process();
-        std::lock_guard<std::mutex> lock(region.mutex);
-        --region.running;
-        region.note();
-    }), ...);
+    for (const auto& process : processes) {
+        threads.emplace_back([&region, &process] {
+            process();
+            std::lock_guard<std::mutex> lock(region.mutex);
+            --region.running;
+            region.note();
+        });
+    }
     for (std::thread& thread : threads) thread.join();
+}
+#endif
+
+template <class... Process>
+void dataflow(Process... process) {
+#ifdef HETRUN_FABRIC_BOUNDED
+    dataflow(std::vector<std::function<void()>>{process...});
 #else
     (process(), ...);
 #endif

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-namespace hetrun::pynq {
+namespace hetrun::fabric {
 
 class Helpers {
 public:
@@ -87,4 +87,4 @@ private:
     std::vector<std::thread> threads_;
 };
 
-}  // namespace hetrun::pynq
+}  // namespace hetrun::fabric

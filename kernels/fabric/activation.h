@@ -11,7 +11,7 @@
 
 #include "types.h"
 
-namespace hetrun::pynq {
+namespace hetrun::fabric {
 
 // 2^(-i / 256), 24 bits below the point.
 struct PowerTable {
@@ -56,4 +56,4 @@ inline uint8_t code_of(float x) {
     return static_cast<uint8_t>(float_bits(plus(x, 12582912.0f)));  // 1.5 * 2^23: its last place is one
 }
 
-}  // namespace hetrun::pynq
+}  // namespace hetrun::fabric

@@ -1,0 +1,150 @@
+// The array of a channel: 128 multipliers, 27 by 18 bits with sums of 48 (UG579), in cascades of eight.
+//
+//   one token          x * w
+//   two tokens         (x0 + x1 * 2^18) * w: a lower sum below zero has borrowed one from the upper
+//   the cross form     (x0 + x1 * 2^15) * (w1 + w0 * 2^15), whose middle is x0 * w0 + x1 * w1: two columns of one token, for weights
+//                      of 2 bits. W2S24 takes it with one token (with more, tokens share the two that are kept of each four), W2 always
+//
+// A cascade keeps its fields apart: eight products of 8 bits (nine would not), 128 of 4 bits, the cross form of 21.
+#pragma once
+
+#include "flow.h"
+#ifdef HETRUN_U280_FAST
+#include HETRUN_U280_FAST  // host/fast.h
+#endif
+
+namespace hetrun::u280 {
+
+constexpr uint32_t kCascade = 8, kCascades = HETRUN_U280_LANES / kCascade, kRowCascades = 4;
+constexpr uint32_t kMaxDots = 8;  // of a beat and token: rows times parts
+
+// Dots of a row of a beat: parts of columns that have a scale or an exponent of their own.
+constexpr uint32_t parts_of(uint32_t format) {
+    return format == HETRUN_U280_FORMAT_W2S24 || format == HETRUN_U280_FORMAT_W2 || format == HETRUN_U280_FORMAT_S8H ? 2 : 1;
+}
+
+#ifdef HETRUN_U280_FAST
+using Code = int16_t;  // whose products a processor sums in pairs
+#else
+using Code = Int<8>;
+#endif
+
+constexpr uint32_t kKept[8][2] = {{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}, {0, 0}, {0, 0}};  // of four, by pattern; 6, 7: none
+
+// Four j of row r of a beat of W2S24: value less zero point of the two that are kept, and their columns.
+struct KeptPair {
+    Int<3> w0, w1;
+    uint32_t column0, column1;
+};
+inline KeptPair kept_pair(const Beat& beat, uint32_t r, uint32_t j) {
+#pragma HLS INLINE
+    const uint8_t* group = beat.byte + 16 * r;
+    const uint32_t bit = 3 * j, low = group[bit / 8], next = group[bit / 8 + 1];  // of the last, a byte of values: masked
+    const uint32_t pattern = (low | next << 8) >> bit % 8 & 7, values = group[6 + j / 2] >> 4 * (j % 2) & 15, zero = group[15] >> 6;
+    const bool kept = pattern < 6;
+    KeptPair pair;
+    pair.w0 = kept ? static_cast<int>(values & 3) - static_cast<int>(zero) : 0;
+    pair.w1 = kept ? static_cast<int>(values >> 2) - static_cast<int>(zero) : 0;
+    pair.column0 = 4 * j + kKept[pattern][0];
+    pair.column1 = 4 * j + kKept[pattern][1];
+    return pair;
+}
+
+// Weight of a row and column of a beat of the other formats; of U4 and W2 without their minima and zero points.
+inline Int<8> weight_at(uint32_t format, const Beat& beat, uint32_t r, uint32_t column) {
+#pragma HLS INLINE
+    switch (format) {
+        case HETRUN_U280_FORMAT_W2: return static_cast<int8_t>(beat.byte[16 * r + column / 4] >> 2 * (column % 4) & 3);
+        case HETRUN_U280_FORMAT_S4: return static_cast<int8_t>((beat.byte[16 * r + column / 2] >> 4 * (column % 2) & 15) - 8);
+        case HETRUN_U280_FORMAT_U4: return static_cast<int8_t>(beat.byte[16 * r + column / 2] >> 4 * (column % 2) & 15);
+        default: return static_cast<int8_t>(beat.byte[32 * r + column]);
+    }
+}
+
+using Sum = Int<48>;  // of a cascade
+
+inline Int<45> product(Int<27> a, Int<18> b) {
+#pragma HLS INLINE
+#ifdef HETRUN_FABRIC_AP
+    return a * b;
+#else
+    return static_cast<int64_t>(a) * b;
+#endif
+}
+
+// Bits At to At + Width - 1 of a sum, with what the field below has borrowed.
+template <int At, int Width>
+int32_t field(Sum sum) {
+#pragma HLS INLINE
+    const uint64_t bits = static_cast<uint64_t>(static_cast<int64_t>(sum));
+    const int64_t own = static_cast<int64_t>(bits << (64 - At - Width)) >> (64 - Width);
+    return static_cast<int32_t>(own + (At == 0 ? 0 : static_cast<int64_t>(bits >> (At == 0 ? 0 : At - 1) & 1)));
+}
+
+inline Int<27> two_tokens(Int<8> x0, Int<8> x1) { return static_cast<int>(x0) + static_cast<int>(x1) * (1 << 18); }
+inline Int<27> cross_codes(Int<8> x0, Int<8> x1) { return static_cast<int>(x0) + static_cast<int>(x1) * (1 << 15); }
+inline Int<18> cross_weights(Int<3> w0, Int<3> w1) { return static_cast<int>(w1) + static_cast<int>(w0) * (1 << 15); }
+
+// One cycle of the array: a beat with one or two tokens (W2: the first alone).   x0, x1: their codes from the beat's first column on.
+inline void cycle(uint32_t format, const Beat& beat, const Code* x0, const Code* x1, bool two, Int<22> dots0[kMaxDots], Int<22> dots1[kMaxDots]) {
+#pragma HLS INLINE
+    const uint32_t parts = parts_of(format), rows = kFormats[format].rows;
+    const bool pruned = format == HETRUN_U280_FORMAT_W2S24, crossed = format == HETRUN_U280_FORMAT_W2 || (pruned && !two);
+    for (uint32_t i = 0; i < kMaxDots; ++i) {
+#pragma HLS UNROLL
+        dots0[i] = 0;
+        dots1[i] = 0;
+    }
+    for (uint32_t q = 0; q < kCascades; ++q) {
+#pragma HLS UNROLL
+        const uint32_t row = q / kRowCascades, quarter = q % kRowCascades;
+        if (row >= rows || (pruned && crossed && quarter >= 2)) continue;  // a cross form of each four: half the array
+        Sum sum = 0;
+        for (uint32_t d = 0; d < kCascade; ++d) {
+#pragma HLS UNROLL
+            const uint32_t j = quarter * kCascade + d;
+            Int<27> a;
+            Int<18> b;
+            if (pruned) {
+                const KeptPair pair = kept_pair(beat, row, crossed ? j : j / 2);
+                const uint32_t column = j % 2 == 0 ? pair.column0 : pair.column1;
+                a = crossed ? cross_codes(x0[pair.column0], x0[pair.column1]) : two_tokens(x0[column], x1[column]);
+                b = crossed ? cross_weights(pair.w0, pair.w1) : Int<18>(j % 2 == 0 ? pair.w0 : pair.w1);
+            } else if (crossed) {
+                a = cross_codes(x0[2 * j], x0[2 * j + 1]);
+                b = cross_weights(weight_at(format, beat, row, 2 * j), weight_at(format, beat, row, 2 * j + 1));
+            } else {
+                a = two ? two_tokens(x0[j], x1[j]) : Int<27>(x0[j]);
+                b = weight_at(format, beat, row, j);
+            }
+            sum += product(a, b);
+#pragma HLS BIND_OP variable = sum op = add impl = dsp
+        }
+        const uint32_t part = parts == 1 ? 0 : pruned && crossed ? quarter : quarter / 2;
+        dots0[row * parts + part] += crossed ? field<15, 15>(sum) : two ? field<0, 18>(sum) : field<0, 30>(sum);
+        if (two && !crossed) dots1[row * parts + part] += field<18, 30>(sum);
+    }
+}
+
+// Dots of a beat with each token, in the beat's cycles.   column: its first.
+inline void dots_of(uint32_t format, const Beat& beat, const Code codes[kTokens / 2][2][kMaxColumns], uint32_t column, uint32_t n_tokens,
+                    Int<22> dots[kTokens][kMaxDots]) {
+#ifdef HETRUN_U280_FAST
+    fast_dots(format, beat, &codes[0][0][0], column, n_tokens, &dots[0][0]);
+#else
+    if (format == HETRUN_U280_FORMAT_W2) {
+        for (uint32_t t = 0; t < n_tokens; ++t) {
+#pragma HLS PIPELINE II = 1
+            Int<22> none[kMaxDots];
+            cycle(format, beat, &codes[t / 2][t % 2][column], &codes[t / 2][t % 2][column], false, dots[t], none);
+        }
+        return;
+    }
+    for (uint32_t t = 0; t < n_tokens; t += 2) {
+#pragma HLS PIPELINE II = 1
+        cycle(format, beat, &codes[t / 2][0][column], &codes[t / 2][1][column], t + 1 < n_tokens, dots[t], dots[t + 1]);
+    }
+#endif
+}
+
+}  // namespace hetrun::u280

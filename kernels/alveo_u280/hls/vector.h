@@ -1,0 +1,238 @@
+// The vector process: one instruction after the other, on rows of the vector memory.
+//
+// Floats, each operator rounded to nearest even and subnormals zero:
+//   NORM   sum of squares: element k into part k mod 16, in order; then parts k and k + 8, 4, 2, 1 are added.
+//          y = (x * (1 / sqrt(sum / group + eps))) * weight
+//   ROPE   (a cos - b sin, a sin + b cos)   ADD a + b   BIAS a + vector   SCALE a * f0   GATE silu_times(a, b) of activation.h
+//   QUANTIZE as quantize.h, MATMUL and EMBED as lanes.h, ATTEND as attend.h and attention.h
+#pragma once
+
+#include <cmath>
+
+#include "attention.h"
+#include "fabric/activation.h"
+#include "fetch.h"
+#include "flow.h"
+#include "quantize.h"
+
+namespace hetrun::u280 {
+
+struct Vector {
+    float memory[kTokens][HETRUN_U280_VECTOR_FLOATS];
+    Attending attending;
+};
+
+// Floats of the DDR, from any of them on.
+inline void read_floats(const Beat* ddr, uint64_t first, uint32_t n, float* out) {
+    for (uint32_t i = 0; i < n;) {
+#pragma HLS PIPELINE II = 1
+        const uint32_t at = static_cast<uint32_t>((first + i) % kFloats), here = kFloats - at < n - i ? kFloats - at : n - i;
+        const Beat beat = ddr[(first + i) / kFloats];
+        for (uint32_t k = 0; k < here; ++k) out[i + k] = float_of(beat, at + k);
+        i += here;
+    }
+}
+
+// A beat that is not all of the row is read, since others have the rest of it.
+inline void write_floats(Beat* ddr, uint64_t first, uint32_t n, const float* x) {
+    for (uint32_t i = 0; i < n;) {
+        const uint32_t at = static_cast<uint32_t>((first + i) % kFloats), here = kFloats - at < n - i ? kFloats - at : n - i;
+        Beat beat{};
+        if (here != kFloats) beat = ddr[(first + i) / kFloats];
+        for (uint32_t k = 0; k < here; ++k) set_float(beat, at + k, x[i + k]);
+        ddr[(first + i) / kFloats] = beat;
+        i += here;
+    }
+}
+
+// First float in the DDR of a row.
+inline uint64_t ddr_row(const Order& order, uint32_t row) {
+    const bool outputs = order.instruction.rows == HETRUN_U280_ROWS_OUTPUTS;
+    const uint64_t number = outputs ? static_cast<uint32_t>(order.pass.row[order.pass.output_row[row]].output) : order.pass.first + row;
+    return uint64_t{order.instruction.ddr} * kFloats + number * order.instruction.stride;
+}
+
+inline void norm(const Instruction& i, const float* weights, float* memory) {
+    for (uint32_t first = 0; first < i.n; first += i.group) {
+        float part[16] = {};
+        for (uint32_t k = 0; k < i.group; ++k) {
+#pragma HLS PIPELINE II = 1
+            const float x = memory[i.a + first + k];
+            part[k % 16] = plus(part[k % 16], times(x, x));
+        }
+        for (uint32_t apart = 8; apart > 0; apart /= 2) {
+            for (uint32_t k = 0; k < apart; ++k) part[k] = plus(part[k], part[k + apart]);
+        }
+        const float mean = over(part[0], static_cast<float>(i.group)), factor = over(1.0f, flushed(std::sqrt(plus(mean, i.f0))));
+        for (uint32_t k = 0; k < i.group; ++k) {
+#pragma HLS PIPELINE II = 1
+            memory[i.dst + first + k] = times(times(memory[i.a + first + k], factor), weights[k]);
+        }
+    }
+}
+
+// table: cos, sin of each pair.
+inline void rope(const Instruction& i, const float* table, float* memory) {
+    for (uint32_t head = 0; head < i.n; head += i.group) {
+        for (uint32_t k = 0; k < i.group && i.a != i.dst; ++k) memory[i.dst + head + k] = memory[i.a + head + k];
+        for (uint32_t p = 0; p < i.n_pairs; ++p) {
+#pragma HLS PIPELINE II = 1
+            const bool halves = (i.flags & HETRUN_U280_FLAG_HALF) != 0;
+            float& first = memory[i.dst + head + (halves ? p : 2 * p)];
+            float& second = memory[i.dst + head + (halves ? p + i.n_pairs : 2 * p + 1)];
+            const float a = first, b = second, cos = table[2 * p], sin = table[2 * p + 1];
+            first = plus(times(a, cos), -times(b, sin));
+            second = plus(times(a, sin), times(b, cos));
+        }
+    }
+}
+
+// Codes of all rows to the lanes, padded with zeros to 64 columns.
+template <class Commands>
+void quantize(const Order& order, const float memory[kTokens][HETRUN_U280_VECTOR_FLOATS], Commands* commands) {
+    const Instruction& i = order.instruction;
+    const uint32_t n_rows = order.pass.rows_of(i.rows), padded = divided(i.n, kCodes) * kCodes;
+    Command command{};
+    command.kind = kCommandActivations;
+    command.n_tokens = n_rows;
+    command.n_columns = padded;
+    uint32_t largest[kTokens][kMaxBlocks], of_row[kTokens] = {};
+    Beat scales{};
+    for (uint32_t t = 0; t < n_rows; ++t) {
+        for (uint32_t b = 0; b < padded / kBlock; ++b) largest[t][b] = 0;
+        for (uint32_t k = 0; k < i.n; ++k) {
+#pragma HLS PIPELINE II = 1
+            const uint32_t magnitude = magnitude_of(memory[t][i.a + k]);
+            largest[t][k / kBlock] = magnitude > largest[t][k / kBlock] ? magnitude : largest[t][k / kBlock];
+            of_row[t] = magnitude > of_row[t] ? magnitude : of_row[t];
+        }
+        set_float(scales, t, RowScale(of_row[t]).scale);
+    }
+    send_all(commands, beat_of(command));
+    send_all(commands, scales);
+    for (uint32_t t = 0; t < n_rows; ++t) {
+        const RowScale scale(of_row[t]);
+        for (uint32_t first = 0; first < padded / kBlock; first += kCodes) {
+            Beat beat{};
+            for (uint32_t b = first; b < padded / kBlock && b < first + kCodes; ++b)
+                beat.byte[b - first] = static_cast<uint8_t>(scale.exponent(largest[t][b]));
+            send_all(commands, beat);
+        }
+        for (uint32_t first = 0; first < padded; first += kCodes) {
+            Beat beat{};
+            for (uint32_t k = first; k < i.n && k < first + kCodes; ++k)
+                beat.byte[k - first] = scale.code(memory[t][i.a + k], scale.exponent(largest[t][k / kBlock]));
+            send_all(commands, beat);
+        }
+    }
+}
+
+// Results of the lanes: 16 rows of each channel at once are neighbours among the weight's.
+template <class Commands, class Results>
+void matmul(const Order& order, float memory[kTokens][HETRUN_U280_VECTOR_FLOATS], Beat* ddr, Commands* commands, Results* results) {
+    const Instruction& i = order.instruction;
+    const Format f = kFormats[i.format];
+    const uint32_t n_rows = order.pass.rows_of(i.rows);
+    Command command{};
+    command.kind = kCommandMultiply;
+    command.format = i.format;
+    command.n_tokens = n_rows;
+    command.n_columns = i.n_columns;
+    command.n_blocks = channel_blocks(f, i.n_rows);
+    send_all(commands, beat_of(command));
+    float group[kTokens][kChannels * kGroupRows];
+    for (uint32_t first = 0; first < i.n_rows; first += kChannels * kGroupRows) {
+        for (uint32_t channel = 0; channel < kChannels; ++channel) {
+            for (uint32_t t = 0; t < n_rows; ++t) {
+#pragma HLS PIPELINE II = 1
+                const Beat beat = results[channel / kLaneChannels].read();
+                for (uint32_t k = 0; k < kGroupRows; ++k) {
+#pragma HLS UNROLL
+                    group[t][(k / f.rows * kChannels + channel) * f.rows + k % f.rows] = float_of(beat, k);
+                }
+            }
+        }
+        const uint32_t left = i.n_rows - first, n = left < kChannels * kGroupRows ? left : kChannels * kGroupRows;
+        for (uint32_t t = 0; t < n_rows; ++t) {
+            if (i.ddr != 0) {
+                write_floats(ddr, ddr_row(order, t) + first, n, group[t]);
+                continue;
+            }
+            for (uint32_t k = 0; k < n; ++k) memory[t][i.dst + first + k] = group[t][k];
+        }
+    }
+}
+
+template <class Commands, class Results>
+void embed_rows(const Order& order, float memory[kTokens][HETRUN_U280_VECTOR_FLOATS], Commands* commands, Results* results) {
+    const Instruction& i = order.instruction;
+    const Format f = kFormats[i.format];
+    for (uint32_t row = 0; row < order.pass.n_rows; ++row) {
+        const uint32_t token = static_cast<uint32_t>(order.pass.row[row].token), block = token / f.rows, channel = block % kChannels;
+        Command command{};
+        command.kind = kCommandEmbed;
+        command.format = i.format;
+        command.n_columns = i.n_columns;
+        command.channel = channel % kLaneChannels;
+        command.block = block / kChannels;
+        command.row = token % f.rows;
+        commands[channel / kLaneChannels].write(beat_of(command));
+        for (uint32_t first = 0; first < value_beats(f, i.n_columns) * f.columns; first += kFloats) {
+            const Beat beat = results[channel / kLaneChannels].read();
+            for (uint32_t k = 0; k < kFloats && first + k < i.n_columns; ++k) memory[row][i.dst + first + k] = float_of(beat, k);
+        }
+    }
+}
+
+// Ops of one row, element by element or head by head.   constants: of the instruction, or of the row.
+inline void map_row(const Instruction& i, const float* constants, float* memory) {
+    if (i.op == HETRUN_U280_OP_NORM) return norm(i, constants, memory);
+    if (i.op == HETRUN_U280_OP_ROPE) return rope(i, constants, memory);
+    for (uint32_t k = 0; k < i.n; ++k) {
+#pragma HLS PIPELINE II = 1
+        const float a = memory[i.a + k];
+        float& y = memory[i.dst + k];
+        switch (i.op) {
+            case HETRUN_U280_OP_BIAS: y = plus(a, constants[k]); break;
+            case HETRUN_U280_OP_ADD: y = plus(a, memory[i.b + k]); break;
+            case HETRUN_U280_OP_SCALE: y = times(a, i.f0); break;
+            default: y = silu_times(a, memory[i.b + k]);
+        }
+    }
+}
+
+// One instruction, which fetch.h has checked.
+template <class Commands, class Results, class Writes>
+void vector_step(const Order& order, Vector& vector, Beat* ddr, Commands* commands, Results* results, Writes& writes) {
+    const Instruction& i = order.instruction;
+    const uint32_t n_rows = order.pass.rows_of(i.rows);
+    if (n_rows == 0) return;
+    switch (i.op) {
+        case HETRUN_U280_OP_END: return;
+        case HETRUN_U280_OP_LOAD:
+            for (uint32_t row = 0; row < n_rows; ++row) read_floats(ddr, ddr_row(order, row), i.n, vector.memory[row] + i.dst);
+            return;
+        case HETRUN_U280_OP_STORE:
+            for (uint32_t row = 0; row < n_rows; ++row) write_floats(ddr, ddr_row(order, row), i.n, vector.memory[row] + i.a);
+            return;
+        case HETRUN_U280_OP_SELECT:
+            for (uint32_t row = 0; row < order.pass.n_outputs; ++row) {
+                for (uint32_t k = 0; k < i.n; ++k) vector.memory[row][i.dst + k] = vector.memory[order.pass.output_row[row]][i.a + k];
+            }
+            return;
+        case HETRUN_U280_OP_EMBED: return embed_rows(order, vector.memory, commands, results);
+        case HETRUN_U280_OP_QUANTIZE: return quantize(order, vector.memory, commands);
+        case HETRUN_U280_OP_MATMUL: return matmul(order, vector.memory, ddr, commands, results);
+        case HETRUN_U280_OP_ATTEND: return attend(order, vector.memory, vector.attending, commands, results, writes);
+        default: break;
+    }
+    float constants[kMaxColumns];
+    const uint32_t n = i.op == HETRUN_U280_OP_NORM ? i.group : i.op == HETRUN_U280_OP_BIAS ? i.n : i.op == HETRUN_U280_OP_ROPE ? 2 * i.n_pairs : 0;
+    for (uint32_t row = 0; row < n_rows; ++row) {
+        const uint64_t at = i.op == HETRUN_U280_OP_ROPE ? uint64_t{rope_row(i, order.pass.row[row])} * i.stride : 0;
+        if (row == 0 || i.op == HETRUN_U280_OP_ROPE) read_floats(ddr, uint64_t{i.ddr} * kFloats + at, n, constants);
+        map_row(i, constants, vector.memory[row]);
+    }
+}
+
+}  // namespace hetrun::u280
