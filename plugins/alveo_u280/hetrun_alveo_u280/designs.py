@@ -11,7 +11,7 @@ from hetrun_alveo_u280.cost import launch_cost
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.fabric import CAPACITY, MOST_SHARE, parts, totals
 from hetrun_alveo_u280.power import watts
-from hetrun_alveo_u280.timing import Design, header_design
+from hetrun_alveo_u280.timing import header_design
 
 DESIGN = "alveo-u280:design"
 HOST_PROFILE = "model:x86-generic"

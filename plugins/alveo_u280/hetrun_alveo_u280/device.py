@@ -12,12 +12,13 @@ from hetrun.ops import Attention, Embedding, KvSpec, Rope, Value
 from hetrun.tensor import Weight
 from hetrun_alveo_u280 import native
 from hetrun_alveo_u280.card import BEAT_BYTES, Card
+from hetrun_alveo_u280.cost import run_seconds
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.instruction import Instruction, Place, Rotation
 from hetrun_alveo_u280.memory import DdrBuffer, DdrVector, HbmState, HbmWeight, Memories, RotationTable
 from hetrun_alveo_u280.program import U280Program
 from hetrun_alveo_u280.refusal import kv_refusal
-from hetrun_alveo_u280.timing import BASIS, run_seconds
+from hetrun_alveo_u280.timing import BASIS
 
 MEASURED = "measured:alveo-u280, the whole launch"
 

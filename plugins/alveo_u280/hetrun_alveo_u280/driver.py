@@ -10,6 +10,7 @@ from hetrun.device import (
     API_VERSION,
     BuildStep,
     Cost,
+    DesignPoint,
     Detail,
     Device,
     DeviceInfo,
@@ -23,13 +24,14 @@ from hetrun.device import (
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
-from hetrun_alveo_u280 import native, project
+from hetrun_alveo_u280 import designs, native, project
 from hetrun_alveo_u280.absence import absence
+from hetrun_alveo_u280.cost import launch_cost, op_seconds
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.program import DDR, HBM, compile_segment, residents
 from hetrun_alveo_u280.refusal import refusal
 from hetrun_alveo_u280.settings import Settings, settings_of
-from hetrun_alveo_u280.timing import BASIS, launch_cost, op_seconds
+from hetrun_alveo_u280.timing import BASIS, Design
 
 CARD, CSIM = "alveo-u280:0", "alveo-u280:csim"
 
@@ -93,7 +95,9 @@ class AlveoU280Driver:
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
         if reason := refusal(op):
             return Unsupported(reason)
-        return Cost(op_seconds(op, workload), BASIS, resident=residents(op, info.id))
+        seconds, watts = op_seconds(op, workload, Design.of(info.model)), info.model.get("watts")
+        joules = None if watts is None else seconds * watts
+        return Cost(seconds, BASIS, joules, residents(op, info.id))
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
         """DeviceError where an op is one that `estimate` refuses."""
@@ -113,6 +117,17 @@ class AlveoU280Driver:
 
     def steps(self) -> Sequence[BuildStep]:
         return project.steps()
+
+    @property
+    def host_profile(self) -> str:
+        return designs.HOST_PROFILE
+
+    def axes(self) -> Mapping[str, Sequence[int]]:
+        return designs.AXES
+
+    def design(self, parameters: Mapping[str, int]) -> DesignPoint:
+        """The engine with these parameters, for planning only."""
+        return designs.design_point(parameters)
 
     def open(self, info: DeviceInfo) -> Device:
         if info.unavailable:

@@ -71,7 +71,9 @@ def _parts(design: Design) -> Iterator[Part]:
     # Two sums of a cascade of eight apart; of each row and two tokens shifts by an exponent and a tree.
     yield _logic("lanes: sums of a beat", channels * (lanes // 8 * 60 + rows * 2 * 3 * 22), 0)
     # scale x sum of four rows and two tokens, added in 56 bits; the sums of all tokens in LUT RAM of 0.6 LUT a bit.
-    yield _logic("lanes: scales, sums of rows", channels * rows * 2 * 56 * (1 + 0.6 * max(1, tokens / 8)), channels * rows * 2)
+    yield _logic(
+        "lanes: scales, sums of rows", channels * rows * 2 * 56 * (1 + 0.6 * max(1, tokens / 8)), channels * rows * 2
+    )
     yield _logic("lanes: floats", channels * (2 * _PRODUCT[1] + 200), channels * 2 * _PRODUCT[0])
     # score: three products and a sum; p: a difference and an exponential; w, p x minimum, two sums; a weight's code.
     dsp = _EXPONENTIAL[0] + 6 * _PRODUCT[0] + 3 * _SUM[0]
