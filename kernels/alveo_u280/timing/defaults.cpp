@@ -30,10 +30,10 @@ EngineTiming engine_timing() {
         HETRUN_U280_BURST_BEATS,
         HETRUN_U280_FIFO_BEATS,
         HETRUN_U280_PASS_TOKENS,
-        128,   // analytic: 64 URAMs of 64 bits side by side, all of the vector memory
-        32,    // analytic: an exponential and a quotient each
+        64,    // analytic: 32 URAMs of 64 bits side by side; twice as many would take 7% more of the card's LUTs
+        16,    // analytic: an exponential and a quotient each
         16,    // a beat of 512 bits
-        2,     // analytic: exponentials of a channel
+        1,     // hls/attend.h: weigh
         2,     // analytic: depth of the stream of results
         1,
         4,     // analytic: two beats of DDR, checks, the broadcast

@@ -97,9 +97,7 @@ def _without_name(kv: KvSpec) -> KvSpec:
 
 
 @cache
-def _copies(
-    op: str, numbers: tuple[tuple[str, float], ...], n_rows: int, design: Design, hbm: str | None = "w"
-) -> int:
+def _copies(op: str, numbers: tuple[tuple[str, float], ...], n_rows: int, design: Design, hbm: str | None = "w") -> int:
     """Cycles of an instruction among others like it."""
     program = [Instruction(op, "", dict(numbers), f"{hbm}{i}" if hbm else None) for i in range(_COPIES)]
     return step_timing(program, [Row(0) for _ in range(n_rows)], design).of_instruction[-1]

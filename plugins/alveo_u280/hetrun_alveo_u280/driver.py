@@ -10,6 +10,7 @@ from hetrun.device import (
     API_VERSION,
     BuildStep,
     Cost,
+    DesignPoint,
     Detail,
     Device,
     DeviceInfo,
@@ -23,7 +24,7 @@ from hetrun.device import (
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
-from hetrun_alveo_u280 import native, project
+from hetrun_alveo_u280 import designs, native, project
 from hetrun_alveo_u280.absence import absence
 from hetrun_alveo_u280.cost import launch_cost, op_seconds
 from hetrun_alveo_u280.definition import definition
@@ -116,6 +117,17 @@ class AlveoU280Driver:
 
     def steps(self) -> Sequence[BuildStep]:
         return project.steps()
+
+    @property
+    def host_profile(self) -> str:
+        return designs.HOST_PROFILE
+
+    def axes(self) -> Mapping[str, Sequence[int]]:
+        return designs.AXES
+
+    def design(self, parameters: Mapping[str, int]) -> DesignPoint:
+        """The engine with these parameters, for planning only."""
+        return designs.design_point(parameters)
 
     def open(self, info: DeviceInfo) -> Device:
         if info.unavailable:

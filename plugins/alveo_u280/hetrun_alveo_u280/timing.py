@@ -168,9 +168,7 @@ def _encoded(program: tuple[Instruction, ...], design: Design) -> bytes:
         numbers = instruction.numbers
         if instruction.hbm is not None and instruction.hbm not in places:
             places[instruction.hbm] = free
-            beats = (
-                _kv_beats(numbers, design) if instruction.op == "ATTEND" else _weight_beats(numbers, design)
-            )
+            beats = _kv_beats(numbers, design) if instruction.op == "ATTEND" else _weight_beats(numbers, design)
             free += -(-beats // _ALIGNMENT_BEATS) * _ALIGNMENT_BEATS
         data += instruction.encode(places.get(instruction.hbm or "", 0), 1 if instruction.ddr else 0)
     return data
