@@ -14,7 +14,7 @@ inline size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * s
 // 32 activations of each of 8 tokens, as the blocked matmul of packed weights wants them: codes of four at a time.
 constexpr size_t kPanelTokens = 8;
 struct PanelBlock {
-    int8_t codes[8][kPanelTokens][4];
+    int8_t codes[8][kPanelTokens][4];  // of tiles: [kPanelTokens][32]
     float scale[kPanelTokens], half_sum32[kPanelTokens], sum32[kPanelTokens];
     int32_t neg32[kPanelTokens], neg16[2][kPanelTokens];
     float sum16[2][kPanelTokens];

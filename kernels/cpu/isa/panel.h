@@ -51,12 +51,20 @@ inline void panel_block(const Vf (&x)[8][32 / kLanes], PanelBlock& to) {
     std::memcpy(inverse, &quotient, sizeof inverse);
 
     for (int t = 0; t < 8; ++t) codes[t] = codes32(x[t], inverse[t]);
+#ifdef HETRUN_TILES
+    for (int t = 0; t < 8; ++t) {  // a tile wants the tokens' own codes side by side
+        codes[t] &= V8i{} + good[t];
+        std::memcpy(&to.codes[0][0][0] + 32 * t, &codes[t], sizeof(V8i));
+    }
+#endif
     transpose8(codes);
     V8i sum[2] = {};
     for (int j = 0; j < 8; ++j) {
         codes[j] &= good;
         sum[j / 4] = add_bytes(sum[j / 4], codes[j]);
+#ifndef HETRUN_TILES
         std::memcpy(to.codes[j], &codes[j], sizeof(V8i));
+#endif
     }
     const auto store = [](void* out, auto v) { std::memcpy(out, &v, sizeof v); };
     const V8f both = __builtin_convertvector(sum[0] + sum[1], V8f);
