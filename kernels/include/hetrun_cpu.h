@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_CPU_ABI 4
+#define HETRUN_CPU_ABI 5
 #define HETRUN_API __attribute__((visibility("default")))
 
 enum hetrun_status {

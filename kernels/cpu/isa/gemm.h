@@ -35,7 +35,7 @@ void gemm(const GemmArgs& g) {
             const size_t t = tile * kTilePanelTokens;
             const uint8_t* own = g.panels + t / kPanelTokens * g.layout->panel;
             // A later tile of a panel starts at its tokens' place in each of the arrays.
-            const PanelBlock* a = reinterpret_cast<const PanelBlock*>(own + t % kPanelTokens * 4) + column / 32;
+            const PanelBlock* a = reinterpret_cast<const PanelBlock*>(own + t % kPanelTokens * 4) + column / 32 * kPanelsTogether;
             fetch_share<C>(groups, g, chunk(next), tile, n_tiles);
             gemm_tokens<C>(panel, a, columns / 32, column == 0, n_vectors, g.n_tokens - t, g.out + t * kPanelRows);
         }

@@ -5,6 +5,7 @@ namespace hetrun::cpu {
 namespace {
 
 constexpr size_t kPanelColumns = kGemmColumns, kPanelMostColumns = kGemmColumns;
+constexpr size_t kPanelsTogether = 1;
 
 // What a blocked matmul needs as long as it runs: nothing.
 struct Tiles {

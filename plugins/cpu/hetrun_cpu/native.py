@@ -10,7 +10,7 @@ from typing import Any
 from hetrun.errors import AllocationError, DeviceError, HetrunError
 from hetrun.resources import load_library
 
-ABI = 4
+ABI = 5
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
 ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm", "amx")
 
