@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 
-from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, Segment
+from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, Segment, StepTimes
 from hetrun.errors import DeviceError
 from hetrun.ops import Attention, Embedding, KvSpec, Rope, Value
 from hetrun.tensor import Weight
@@ -18,7 +18,7 @@ from hetrun_alveo_u280.instruction import Instruction, Place, Rotation
 from hetrun_alveo_u280.memory import DdrBuffer, DdrVector, HbmState, HbmWeight, Memories, RotationTable
 from hetrun_alveo_u280.program import U280Program
 from hetrun_alveo_u280.refusal import kv_refusal
-from hetrun_alveo_u280.timing import BASIS
+from hetrun_alveo_u280.timing import BASIS, Row, step_timing
 
 MEASURED = "measured:alveo-u280, the whole launch"
 
@@ -107,7 +107,7 @@ class U280Executable:
         if batch.n_tokens == 0:
             return
         self._hold_rotations(device, max(batch.positions) + 1)
-        device.launch(self._segment, self._scalars(device, batch), batch)
+        device.launch(self._segment, self._instructions, self._scalars(device, batch), batch)
 
     def _check(self, batch: Batch) -> None:
         segment = self._segment
@@ -176,7 +176,8 @@ class U280Device:
     def __init__(self, info: DeviceInfo, card: Card) -> None:
         self._id = info.id
         self._measured = info.backing == "hardware"
-        self._launch_s = info.launch.seconds
+        self._launch_s, self._clock_hz = info.launch.seconds, info.model["clock_hz"]
+        self._profiling = False
         self._memories: Memories | None = Memories(card)
         self._report = self._memories.take_ddr("the report", BEAT_BYTES)
         self._events: list[RunEvent] = []
@@ -235,21 +236,46 @@ class U280Device:
             found.hold(FIRST_POSITIONS)
         return found
 
-    def launch(self, segment: Segment, scalars: Mapping[str, int], batch: Batch) -> None:
+    def profile(self, on: bool) -> None:
+        """Whether events tell the time of each op, by the cycle model. A card tells that of the whole launch alone."""
+        _ = self.memories
+        self._profiling = on
+
+    def launch(
+        self, segment: Segment, instructions: Sequence[Instruction], scalars: Mapping[str, int], batch: Batch
+    ) -> None:
         card = self.memories.card
         begin = time.perf_counter()
         report = card.run({**scalars, "REPORT": self._report.begin})
         wall_s = time.perf_counter() - begin
-        seconds = wall_s if self._measured else self._launch_s + run_seconds(segment, batch)
         counters = {
             "wall_s": wall_s,
             "passes": float(report.n_passes),
-            "cycles": float(report.cycles),
             "weight_beats": float(report.weight_beats),
             "kv_beats": float(report.kv_beats),
-            "stall_cycles": float(report.stall_cycles),
         }
-        self._events.append(RunEvent(segment.name, seconds, MEASURED if self._measured else BASIS, counters))
+        if self._measured:
+            counters |= {"cycles": float(report.cycles), "stall_cycles": float(report.stall_cycles)}
+            event = RunEvent(segment.name, wall_s, MEASURED, counters)
+        elif self._profiling:
+            steps = self._steps(instructions, batch)
+            event = RunEvent(segment.name, sum(steps.seconds), BASIS, counters, steps)
+        else:
+            # What ops add up to is within 5% of the step as a whole, which takes ten times as long to work out.
+            event = RunEvent(segment.name, self._launch_s + run_seconds(segment, batch), BASIS, counters)
+        self._events.append(event)
+
+    def _steps(self, instructions: Sequence[Instruction], batch: Batch) -> StepTimes:
+        """Of each op its instructions together; the launch is in front."""
+        numbers = {number: i for i, number in enumerate(batch.outputs)}
+        places = zip(batch.positions, batch.slots, strict=True)
+        rows = [Row(position, slot, numbers.get(i, -1)) for i, (position, slot) in enumerate(places)]
+        timing = step_timing(instructions, rows)
+        of_op: dict[str, int] = {}
+        for instruction, cycles in zip(instructions, timing.of_instruction, strict=True):
+            of_op[instruction.source] = of_op.get(instruction.source, 0) + cycles
+        ops = [(name,) if name else () for name in of_op]
+        return StepTimes([(), *ops], [self._launch_s, *(n / self._clock_hz for n in of_op.values())])
 
     def synchronize(self) -> Sequence[RunEvent]:
         _ = self.memories

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hetrun.device import (
     API_VERSION,
@@ -30,7 +31,7 @@ from hetrun_alveo_u280.cost import launch_cost, op_seconds
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.program import DDR, HBM, compile_segment, residents
 from hetrun_alveo_u280.refusal import refusal
-from hetrun_alveo_u280.settings import Settings, settings_of
+from hetrun_alveo_u280.settings import DDR_BYTES, Settings, settings_of
 from hetrun_alveo_u280.timing import BASIS, Design
 
 CARD, CSIM = "alveo-u280:0", "alveo-u280:csim"
@@ -38,6 +39,8 @@ CARD, CSIM = "alveo-u280:0", "alveo-u280:csim"
 _PCIE = "measured:xbutil validate of an Alveo on PCIe 3.0 x 16, {} MB/s (AMD XD099); latency an assumption"
 UPLOAD = Link(20e-6, 8.5e9, _PCIE.format("8,485"))
 DOWNLOAD = Link(20e-6, 12.1e9, _PCIE.format("12,154"))
+
+_BACKINGS: Mapping[str, Literal["hardware", "emulated"]] = {CSIM: "emulated", CARD: "hardware"}
 
 MOST_HOST_THREADS = 32  # of csim: more than channels find nothing to do
 
@@ -60,12 +63,12 @@ class AlveoU280Driver:
     api_version = API_VERSION
 
     def probe(self, config: Mapping[str, object]) -> Sequence[DeviceInfo]:
-        broken = native.library_problem()
-        unusable = Unavailable(broken.message, broken.remedy or "reinstall hetrun") if broken else None
+        if broken := native.library_problem():
+            return _unusable(broken)
         settings = settings_of(self.name, config)
-        absent = unusable or absence(settings)
+        absent = absence(settings)
         csim = self._info(
-            CSIM, "The U280 decoder engine, its HLS source run on this machine", settings, unusable, _threads(config)
+            CSIM, "The U280 decoder engine, its HLS source run on this machine", settings, None, _threads(config)
         )
         xclbin = f", {settings.xclbin}" if settings.xclbin else ""
         card = self._info(CARD, f"The U280 decoder engine{xclbin}", settings, absent, None)
@@ -150,6 +153,23 @@ class AlveoU280Driver:
         except HetrunError:
             card.close()
             raise
+
+
+def _unusable(broken: HetrunError) -> list[DeviceInfo]:
+    """The devices of an installation without the native library, or without the engine's header."""
+    absent = Unavailable(broken.message, broken.remedy or "reinstall hetrun")
+    return [
+        DeviceInfo(
+            device_id,
+            "The U280 decoder engine",
+            backing,
+            (MemorySpace(f"{device_id}/{DDR}", DDR_BYTES, upload=UPLOAD, download=DOWNLOAD),),
+            launch_cost(),
+            {},
+            absent,
+        )
+        for device_id, backing in _BACKINGS.items()
+    ]
 
 
 def _threads(config: Mapping[str, object]) -> int:

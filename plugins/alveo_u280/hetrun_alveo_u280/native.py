@@ -8,6 +8,7 @@ from typing import Any
 
 from hetrun.errors import HetrunError
 from hetrun.resources import load_library
+from hetrun_alveo_u280.definition import definition
 
 ABI = 1
 LIBRARY = "hetrun_alveo_u280/_native/libhetrun_alveo_u280.so"
@@ -35,9 +36,10 @@ def library() -> ctypes.CDLL:
 
 
 def library_problem() -> HetrunError | None:
-    """Why the library cannot be used, or None."""
+    """Why the library, or the header that it was made from, cannot be used, or None."""
     try:
         library()
+        definition()
     except HetrunError as error:
         return error
     return None

@@ -66,6 +66,11 @@ def _of_vector(weight: Weight) -> str | None:
 def kv_refusal(kv: KvSpec) -> str | None:
     """Why the engine cannot keep a cache, or None."""
     most = definition().under("MAX_")
+    if kv.n_cells > most["CELLS"]:
+        return (
+            f"a cache of {kv.n_cells} tokens; the engine keeps scores of {most['CELLS']}: "
+            f"--ctx {most['CELLS']}, or --attention sink=4,window=2044"
+        )
     if kv.format not in KV_FORMATS:
         return f"the engine keeps keys and values in 4 bits, not as {kv.format}: --kv-type {_suited(kv)}"
     if kv.format_refusal:
@@ -74,11 +79,6 @@ def kv_refusal(kv: KvSpec) -> str | None:
         return _too_many_heads(kv.n_heads_kv)
     if kv.head_dim % 2 or kv.head_dim > most["HEAD_DIM"]:
         return f"heads of {kv.head_dim}; the engine takes an even size up to {most['HEAD_DIM']}"
-    if kv.n_cells > most["CELLS"]:
-        return (
-            f"a cache of {kv.n_cells} tokens; the engine keeps scores of {most['CELLS']}: "
-            f"--ctx {most['CELLS']}, or --attention sink=4,window=2044"
-        )
     return None if kv_beats(kv) else f"a cache of {kv.n_slots} x {kv.n_cells} tokens is more than the card's HBM"
 
 
