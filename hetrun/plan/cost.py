@@ -290,7 +290,7 @@ def fused(device: FoundDevice, segment: Segment, workload: Workload) -> Mapping[
     for name, cost in found.items():
         wrong = _fault(cost) if name in ops else "is no op of the run"
         if not wrong:
-            alone = _estimate(device, ops[name], workload)
+            alone = estimate(device, ops[name], workload)
             if isinstance(alone, Cost) and cost.seconds > alone.seconds:
                 wrong = f"takes {cost.seconds!r} seconds, more than the {alone.seconds!r} that it takes alone"
         if wrong:

@@ -102,8 +102,8 @@ void Run::fill_panels(const Step& s, size_t first, size_t n_tokens, float* tile,
     for (size_t t = 0; t < n_tokens; t += kPanelTokens) {
         const float* rows[kPanelTokens];
         for (size_t i = 0; i < kPanelTokens; ++i) rows[i] = tile + std::min(t + i, n_tokens - 1) * kGroupRows;
-        uint8_t* panel = to.panels + t / kPanelTokens * to.prepared.panel;
-        k_.prepare_panel(rows, nullptr, 0.0f, kGroupRows, panel + first / 32 * sizeof(PanelBlock));
+        uint8_t* panel = k_.panel_of(to.panels, to.prepared, t) + first / 32 * k_.panel_stride();
+        k_.prepare_panel(rows, nullptr, 0.0f, kGroupRows, panel, k_.panel_stride());
     }
 }
 

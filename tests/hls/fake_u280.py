@@ -35,7 +35,7 @@ def write_xclbin(path: Path, **changes: Any) -> Path:
     mems = [(f"HBM[{i}]", i * HBM_BYTES, HBM_BYTES >> 10) for i in range(n["CHANNELS"])]
     mems += [(f"DDR[{i}]", DDR_BASE + i * DDR_BYTES, DDR_BYTES >> 10) for i in range(2)]
     content = {
-        "kernels": {CONTROLLER: n["ARGS"] + 2 * n["LANE_KERNELS"], LANES: 2},
+        "kernels": {CONTROLLER: n["ARGS"] + n["CHANNELS"] + 2 * n["LANE_KERNELS"], LANES: 6},  # streams count
         "banks": BANKS,
         "mems": mems,
         "version": n["VERSION"],

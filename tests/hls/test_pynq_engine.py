@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from require import missing, require_tool
 
 sys.path.insert(0, str(Path(__file__).parent))
+import builds
 import engine_order
 
 from hetrun.device import Batch, Bindings, Segment
@@ -152,36 +150,19 @@ def _elements(name: str) -> int:
 
 def build(folder: Path, *flags: str) -> Path:
     """Another build of the library."""
-    compiler = require_tool("g++", "sudo apt-get install -y g++")
-    library = folder / "libhetrun_pynq_z1.so"
     sources = [source for part in ("hls", "host", "timing") for source in sorted((SOURCES / part).glob("*.cpp"))]
-    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas"]
-    folders = [f"-I{ROOT / 'kernels'}", f"-I{ROOT / 'kernels/include'}"]
-    command = [compiler, *options, *folders, *flags, *map(str, sources), "-o", str(library)]
-    subprocess.run(command, check=True, timeout=300)
-    return library
+    return builds.compiled(folder / "libhetrun_pynq_z1.so", sources, *flags)
 
 
 def run_with(library: Path, tests: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs tests of this file and of the activation's in a process that loads that library."""
-    files = [str(Path(__file__)), str(Path(__file__).with_name("test_pynq_activation.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *files]
-    variables = {**os.environ, "HETRUN_PYNQ_Z1_LIBRARY": str(library), **environment}
-    return subprocess.run([*command, "-k", tests], capture_output=True, text=True, timeout=500, env=variables, cwd=ROOT)
+    files = [Path(__file__), Path(__file__).with_name("test_pynq_activation.py")]
+    return builds.tests_with("HETRUN_PYNQ_Z1_LIBRARY", library, files, tests, **environment)
 
 
 @pytest.fixture(scope="module")
 def ap_types(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The open ap_int headers, from the wheel of hls4ml."""
-    folder = tmp_path_factory.mktemp("ap")
-    line = "pip download --no-deps --no-binary :none: hls4ml==1.3.0"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "hls4ml==1.3.0", "-d", str(folder)]
-    if subprocess.run(command, capture_output=True, timeout=300).returncode:
-        missing("the wheel of hls4ml 1.3.0 (open ap_int headers)", line)
-    (wheel,) = folder.glob("*.whl")
-    shutil.unpack_archive(str(wheel), folder, "zip")
-    (header,) = folder.rglob("vivado/ap_types/ap_int.h")
-    return header.parent
+    return builds.fetched_ap_types(tmp_path_factory.mktemp("ap"))
 
 
 def test_integers_of_declared_widths_give_the_same_bits(ap_types: Path, tmp_path: Path) -> None:
@@ -194,15 +175,14 @@ def test_integers_of_declared_widths_give_the_same_bits(ap_types: Path, tmp_path
 
 def test_the_source_as_the_vendors_compiler_sees_it_gives_the_same_bits(ap_types: Path, tmp_path: Path) -> None:
     """__SYNTHESIS__, with stand-ins for the vendor's streams and masters."""
-    stand_ins = Path(__file__).parent / "vendor_hls"
-    library = build(tmp_path, "-D__SYNTHESIS__", f"-I{stand_ins}", f"-I{ap_types}", "-w")
+    library = build(tmp_path, "-D__SYNTHESIS__", f"-I{builds.STAND_INS}", f"-I{ap_types}", "-w")
     result = run_with(library, "(test_bits_are_those and 7-) or (test_a_fused_block and 7-)")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")
 def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("bounded"), "-DHETRUN_FABRIC_BOUNDED", "-pthread")
+    return build(tmp_path_factory.mktemp("bounded"), "-DHETRUN_FABRIC_BOUNDED")
 
 
 def test_streams_of_their_declared_depth_do_not_deadlock(bounded: Path) -> None:

@@ -153,7 +153,7 @@ SWAPPED = BANKS | {"3": 4, "4": 3}
     [
         ({"kernels": {"vadd": 4}}, f"expected a kernel {CONTROLLER}, found vadd"),
         ({"kernels": {}}, f"expected a kernel {CONTROLLER}, found none"),
-        ({"kernels": {CONTROLLER: 42, LANES: 2}}, "has 42 arguments, expected 43 or more"),
+        ({"kernels": {CONTROLLER: 42, LANES: 6}}, "has 42 arguments, expected 43 or more"),
         ({"banks": SWAPPED}, r"argument 3 is connected to HBM\[4\], not to HBM\[3\]"),
         ({"banks": {**BANKS, "32": 33}}, r"argument 32 is connected to DDR\[1\], not to DDR\[0\]"),
         ({"banks": {**BANKS, "42": 33}}, r"argument 42 is connected to DDR\[1\], not to DDR\[0\]"),

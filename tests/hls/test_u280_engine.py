@@ -10,26 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import u280_order
-from u280_order import KvCache, Weight, random_rows
-from u280_rig import Card, Floats, instruction, library, status
+from u280_order import Weight, random_rows
+from u280_rig import Card, Floats, instruction, random_floats, same, status, tokens
 
 PASS = 8
-
-
-def tokens(n: int, slot: int = 0, first: int = 0) -> list[tuple[int, int, int, int]]:
-    """n rows of one sequence, the last of which is an output."""
-    return [(0, first + i, slot, 0 if i == n - 1 else -1) for i in range(n)]
-
-
-def numbers(rng: np.random.Generator, *shape: int) -> Floats:
-    x = rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 3, (shape[0], 1))
-    return (x * np.exp2(rng.integers(-6, 3, shape))).astype(np.float32)
-
-
-def same(x: Floats, expected: Floats) -> bool:
-    """The same bits; any NaN is as good as another."""
-    nan = np.isnan(expected)
-    return bool(np.array_equal(np.isnan(x), nan) and np.array_equal(x[~nan].view(np.uint32), expected[~nan].view(np.uint32)))
 
 
 def mapped(card: Card, x: Floats, *ops: np.ndarray, n_out: int | None = None, at: int = 0) -> Floats:
@@ -49,10 +33,12 @@ def mapped(card: Card, x: Floats, *ops: np.ndarray, n_out: int | None = None, at
 def test_a_matmul_has_the_bits_of_the_specification(name: str, rows: int) -> None:
     rng = np.random.default_rng([rows, u280_order.TYPES.index(name)])
     with Card() as card:
-        for columns in (256, 1536) if name.endswith("_K") else (64, 576) if name in u280_order.BLOCKS else (32, 96, 576, 1536):
+        for columns in (
+            (256, 1536) if name.endswith("_K") else (64, 576) if name in u280_order.BLOCKS else (32, 96, 576, 1536)
+        ):
             for n in (1, 45, 1100):
                 blocks = random_rows(rng, name, n, columns)
-                x = numbers(rng, rows, columns)
+                x = random_floats(rng, rows, columns)
                 weight = card.put_weight(name, blocks, columns)
                 ops = [instruction("QUANTIZE", a=0, n=columns), instruction("MATMUL", weight, dst=4096)]
                 y = mapped(card, x, *ops, n_out=n, at=4096)
@@ -64,7 +50,12 @@ def test_a_matmul_has_the_bits_of_the_specification(name: str, rows: int) -> Non
 def test_vector_ops_have_the_bits_of_the_specification(rows: int) -> None:
     rng = np.random.default_rng(rows)
     n = 192
-    x, other, gain, bias = numbers(rng, rows, n), numbers(rng, rows, n), numbers(rng, 1, n)[0], numbers(rng, 1, n)[0]
+    x, other, gain, bias = (
+        random_floats(rng, rows, n),
+        random_floats(rng, rows, n),
+        random_floats(rng, 1, n)[0],
+        random_floats(rng, 1, n)[0],
+    )
     with Card() as card:
         beats = {"gain": card.put_ddr(gain), "bias": card.put_ddr(bias), "other": card.put_ddr(other)}
         load = instruction("LOAD", dst=256, n=n, ddr=beats["other"], stride=n)
@@ -86,7 +77,7 @@ def test_vector_ops_have_the_bits_of_the_specification(rows: int) -> None:
 @pytest.mark.parametrize(("group", "n_pairs"), [(64, 32), (96, 20), (32, 16)])
 def test_rope_has_the_bits_of_the_specification(half: bool, group: int, n_pairs: int) -> None:
     rng = np.random.default_rng(group)
-    x = numbers(rng, 11, 192)
+    x = random_floats(rng, 11, 192)
     angles = np.multiply.outer(np.arange(64), 10.0 ** -np.linspace(0, 3, n_pairs))
     table = np.zeros((64, 2 * n_pairs + 3), np.float32)  # rows may be further apart than they are long
     table[:, 0 : 2 * n_pairs : 2], table[:, 1 : 2 * n_pairs : 2] = np.cos(angles), np.sin(angles)
@@ -119,7 +110,7 @@ def test_an_embedding_is_the_weight_s_row(name: str) -> None:
 def test_results_may_go_to_the_ddr_at_any_pitch(stride: int) -> None:
     """Rows that share a beat keep what others have of it."""
     rng = np.random.default_rng(9)
-    blocks, x = random_rows(rng, "Q4_0", 1100, 64), numbers(rng, 11, 64)
+    blocks, x = random_rows(rng, "Q4_0", 1100, 64), random_floats(rng, 11, 64)
     with Card() as card:
         weight, source = card.put_weight("Q4_0", blocks, 64), card.put_ddr(x)
         target = card.put_ddr(np.full((11, stride), 7, np.float32))
@@ -134,7 +125,7 @@ def test_results_may_go_to_the_ddr_at_any_pitch(stride: int) -> None:
 @pytest.mark.parametrize("wanted", [[], [0], [10], [1, 3, 8, 9], list(range(11))])
 def test_rows_that_are_wanted_are_selected_and_numbered(wanted: list[int]) -> None:
     rng = np.random.default_rng(10)
-    blocks, x = random_rows(rng, "Q8_0", 40, 64), numbers(rng, 11, 64)
+    blocks, x = random_rows(rng, "Q8_0", 40, 64), random_floats(rng, 11, 64)
     with Card() as card:
         weight, source = card.put_weight("Q8_0", blocks, 64), card.put_ddr(x)
         target = card.put_ddr(np.full((12, 40), 7, np.float32))
@@ -155,7 +146,7 @@ def test_rows_that_are_wanted_are_selected_and_numbered(wanted: list[int]) -> No
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_row_with_no_number_gives_no_number_and_harms_no_other(bad: float) -> None:
     rng = np.random.default_rng(5)
-    blocks, x = random_rows(rng, "Q8_0", 9, 96), numbers(rng, 3, 96)
+    blocks, x = random_rows(rng, "Q8_0", 9, 96), random_floats(rng, 3, 96)
     x[1, 40] = bad
     with Card() as card:
         weight = card.put_weight("Q8_0", blocks, 96)
@@ -187,71 +178,26 @@ def test_blocks_of_very_different_sizes_keep_their_own_precision() -> None:
     assert error[:, 32:].max() < 0.6 * 0.01 / 127 * 2 and error[:, :32].max() < 0.6 / 127
 
 
-def attention(
-    card: Card,
-    cache: KvCache,
-    n_slots: int,
-    values: tuple[Floats, Floats, Floats, Floats],
-    rows: list[tuple[int, int, int, int]],
-    at: int,
-    factor: float,
-) -> tuple[Floats, np.void]:
-    """values: queries, keys, values, and the queries that sinks meet."""
-    q, k, v, q_sink = values
-    n, n_kv = q.shape[1], k.shape[1]
-    sources = [card.put_ddr(x) for x in values]
-    target = card.take_ddr(4 * len(rows) * n)
-    places = (0, 4096, 8192, 16384)
-    loads = [
-        instruction("LOAD", dst=dst, n=x.shape[1], ddr=beat, stride=x.shape[1])
-        for dst, x, beat in zip(places, values, sources, strict=True)
-    ]
-    attend = instruction(
-        "ATTEND", a=0, b=4096, c=8192, d=0 if q_sink is q else 16384, dst=12288, f0=factor, n_heads=n // cache.head_dim, n_heads_kv=cache.n_heads_kv, head_dim=cache.head_dim,
-        n_slots=n_slots, n_cells=cache.n_cells, n_ctx=cache.n_ctx, sink=cache.sink, window=cache.window, hbm=at, flags=2 * cache.rotated,
-    )  # fmt: skip
-    report = card.run([*loads, attend, instruction("STORE", a=12288, n=n, ddr=target, stride=n)], rows)
-    return card.floats(target, len(rows), n, n), report
-
-
-SHAPES = [(9, 3, 64), (4, 4, 128), (8, 1, 32), (6, 2, 80), (2, 2, 256), (40, 40, 16), (33, 11, 8), (4, 2, 130)]
-
-
-@pytest.mark.parametrize("heads", SHAPES, ids=lambda s: "-".join(map(str, s)))
-@pytest.mark.parametrize("rotated", [False, True], ids=["kv4", "kv4h"])
-@pytest.mark.parametrize("sink_window", [(0, 0), (2, 37), (0, 5), (3, 20)], ids=lambda s: "-".join(map(str, s)))
-def test_attention_has_the_bits_of_the_specification(heads: tuple[int, int, int], rotated: bool, sink_window: tuple[int, int]) -> None:
-    """Chunks of several passes, then single tokens, of two slots at once, far enough for the ring to wrap."""
-    n_heads, n_heads_kv, head_dim = heads
-    if rotated and head_dim & (head_dim - 1):
-        pytest.skip("a rotated cache has heads of a power of two")
-    sink, window = sink_window
-    rng = np.random.default_rng([*heads, sink, window])
-    n_ctx = 120
-    n_cells = min(n_ctx, sink + window + 20) if window else n_ctx
-    cache = KvCache(n_heads_kv, head_dim, sink, window, n_cells, n_ctx, rotated)
-    steps = [[(0, p) for p in range(19)], [(1, p) for p in range(3)], [(0, 19), (1, 3)], [(0, 20)], [(1, 4)]]
-    steps += [[(0, p) for p in range(21 + 13 * i, 34 + 13 * i)] for i in range(5)]
-    steps += [[(0, 86)], [(1, 5), (0, 87), (0, 88), (1, 6), (1, 7)]]
+@pytest.mark.parametrize("name", u280_order.TYPES)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_extremes_of_every_field_keep_their_sums(name: str, rows: int) -> None:
+    """All codes, scales and activations at their largest, in the longest rows: what the widths must hold."""
+    columns = 16384
+    x = np.full((rows, columns), 3.0, np.float32)
+    blocks = random_rows(np.random.default_rng(6), name, 5, columns)
     with Card() as card:
-        beats = library().hetrun_u280_kv_beats(2, n_cells, n_heads_kv, head_dim)
-        card.take_hbm(3)
-        at = card.take_hbm(beats)
-        for channel in card.channels:
-            channel[:] = 0xA5  # memories come with anything in them
-        for step in steps:
-            q = numbers(rng, len(step), n_heads * head_dim)
-            q /= np.abs(q).max(axis=1, keepdims=True) / np.float32(4)
-            k, v = numbers(rng, len(step), n_heads_kv * head_dim), numbers(rng, len(step), n_heads_kv * head_dim)
-            k /= np.abs(k).max(axis=1, keepdims=True) / np.float32(4)
-            factor = float(np.float32(1 / np.sqrt(head_dim)))
-            q_sink = q[:, ::-1].copy() if sink == 3 else q
-            out, report = attention(card, cache, 2, (q, k, v, q_sink), [(0, p, slot, -1) for slot, p in step], at, factor)
-            assert status(report) == "OK"
-            for i, (slot, p) in enumerate(step):
-                cache.write(slot, p, k[i], v[i])
-            expected = np.stack([cache.attend(slot, p, q[i], factor, q_sink[i]) for i, (slot, p) in enumerate(step)])
-            assert same(out, expected), step
-            card.ddr_used = 2
-        used = np.array([c[64 * (at + beats) :] for c in card.channels])
-        assert (used == 0xA5).all() and all((c[: 64 * at] == 0xA5).all() for c in card.channels)
+        for fill in (0x00, 0xFF, 0x80, 0x7F):
+            spoiled = np.full_like(blocks, fill)
+            size = u280_order.block_of(name)[1]
+            for at in u280_order.HALVES.get(name, ()):
+                halves = spoiled[:, : spoiled.shape[1] // size * size].reshape(5, -1, size)
+                halves[:, :, at : at + 2] = np.array([0.5], "<f2").view(np.uint8)
+            if name in u280_order.BLOCKS:
+                spoiled[:, -4:] = blocks[:, -4:]
+            card.hbm_used = 0
+            weight = card.put_weight(name, spoiled, columns)
+            for sign in (1, -1):
+                ops = [instruction("QUANTIZE", a=0, n=columns), instruction("MATMUL", weight, dst=0)]
+                y = mapped(card, x * np.float32(sign), *ops, n_out=5)
+                assert same(y, u280_order.matmul(Weight.of(name, spoiled), x * np.float32(sign))), (fill, sign)
+                card.ddr_used = 2

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from engine_order import exp_of_minus, flushed, silu_times
 
-from hetrun.testing.encoded import decoded_row
+from hetrun.testing.encoded import decoded_row, levels_of_beat
 
-__all__ = ["KvCache", "Weight", "activations", "matmul", "norm", "rope", "silu_times"]
+__all__ = ["KvCache", "Weight", "activations", "levels_of_beat", "matmul", "norm", "rope", "silu_times"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -20,7 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 GGUF_TYPES = ("Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q8_0", "Q6_K")
 TYPES = ("W2S24", "W2", *GGUF_TYPES)
 BLOCKS = {"W2S24": (64, 16), "W2": (64, 18)}  # columns and bytes
-_HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_0": (0,), "Q8_0": (0,), "Q6_K": (208,)}
+HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_0": (0,), "Q8_0": (0,), "Q6_K": (208,)}
 _STEPS = 32767
 
 
@@ -32,7 +32,7 @@ def random_rows(rng: np.random.Generator, name: str, rows: int, columns: int) ->
     """Rows as a file has them: any codes, usual scales."""
     elements, nbytes = block_of(name)
     blocks = rng.integers(0, 256, (rows, columns // elements, nbytes), dtype=np.uint8)
-    for at in _HALVES.get(name, ()):
+    for at in HALVES.get(name, ()):
         halves = rng.uniform(-0.02, 0.02, blocks.shape[:2]).astype("<f2")
         blocks[:, :, at : at + 2] = halves.view(np.uint8).reshape(*blocks.shape[:2], 2)
     out = blocks.reshape(rows, -1)
@@ -59,14 +59,14 @@ class Weight:
         elements, nbytes = block_of(name)
         blocks = rows.reshape(len(rows), -1, nbytes)
         per = {"Q4_K": 32, "Q6_K": 16}.get(name, elements)  # columns of a scale
-        scale = _half(blocks, _HALVES[name][0])[..., None] * _factors(name, blocks, per)
+        scale = _half(blocks, HALVES[name][0])[..., None] * _factors(name, blocks, per)
         products = _dequantised(name, blocks, [1.0, 0.0]).reshape(*blocks.shape[:2], -1, per)
         factors = _factors(name, blocks, per)[..., None]
         codes = np.where(factors != 0, products / np.where(factors == 0, 1, factors), 0)
         least = np.zeros_like(scale)
-        if len(_HALVES[name]) > 1:
+        if len(HALVES[name]) > 1:
             minima = _dequantised(name, blocks, [0.0, 1.0]).reshape(*blocks.shape[:2], -1, per)[..., 0]
-            least = _half(blocks, _HALVES[name][1])[..., None] * minima
+            least = _half(blocks, HALVES[name][1])[..., None] * minima
         largest = np.maximum(np.abs(scale).max(axis=(1, 2)), np.abs(least).max(axis=(1, 2)))
         step = (largest / _STEPS).astype(np.float32)
         by = np.where(step > 0, step, 1).astype(np.float64)[:, None, None]
@@ -85,10 +85,14 @@ def _half(blocks: Bytes, at: int) -> npt.NDArray[np.float64]:
 
 def _dequantised(name: str, blocks: Bytes, halves: list[float]) -> npt.NDArray[np.float64]:
     changed = blocks.copy()
-    for at, value in zip(_HALVES[name], halves, strict=False):
+    for at, value in zip(HALVES[name], halves, strict=False):
         changed[:, :, at : at + 2] = np.array([value], "<f2").view(np.uint8)
     kind = gguf.GGMLQuantizationType[name]
-    return gguf.quants.dequantize(changed.reshape(len(changed), -1), kind).astype(np.float64).reshape(*blocks.shape[:2], -1)
+    return (
+        gguf.quants.dequantize(changed.reshape(len(changed), -1), kind)
+        .astype(np.float64)
+        .reshape(*blocks.shape[:2], -1)
+    )
 
 
 def _factors(name: str, blocks: Bytes, per: int) -> npt.NDArray[np.float64]:
@@ -236,7 +240,8 @@ class KvCache:
         stripes = max(1, 32 // self.n_heads_kv)
         by_stripe = [[j for j in visible if self._cell(j) % stripes == s] for s in range(stripes)]
         codes, scales, minima = (
-            [np.array([self.cells[slot, j][i][:, head] for j in own], np.float32) for own in by_stripe] for i in range(3)
+            [np.array([self.cells[slot, j][i][:, head] for j in own], np.float32) for own in by_stripe]
+            for i in range(3)
         )
         scores, total, least, weights, nan = [], np.float32(0), np.float32(0), [], np.full_like(x, np.nan)
         for own, k, s, m in zip(by_stripe, codes, scales, minima, strict=True):

@@ -23,9 +23,10 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 _WORDS = (
-    "op rows flags format a b c dst n n_rows n_columns group hbm ddr stride n_pairs f0 n_heads n_heads_kv head_dim n_slots "
-    "n_cells n_ctx sink window d max_position"
-).split()
+    "op", "rows", "flags", "format", "a", "b", "c", "dst", "n", "n_rows", "n_columns", "group", "hbm", "ddr", "stride",
+    "n_pairs", "f0", "n_heads", "n_heads_kv", "head_dim", "n_slots", "n_cells", "n_ctx", "sink", "window", "d",
+    "max_position",
+)  # fmt: skip
 INSTRUCTION = np.dtype([(name, "<f4" if name == "f0" else "<u4") for name in _WORDS] + [("reserved", "<u4", 5)])
 REPORT = np.dtype(
     [(n, "<u4") for n in ("version", "status", "instruction", "n_passes")]
@@ -130,21 +131,28 @@ class Card:
         return self.ddr[64 * beat :][: 4 * rows * stride].view("<f4").reshape(rows, stride)[:, :n].copy()
 
     def run(
-        self, program: Sequence[npt.NDArray[np.void]], rows: Sequence[tuple[int, int, int, int]], version: int | None = None
+        self,
+        program: Sequence[npt.NDArray[np.void]],
+        rows: Sequence[tuple[int, int, int, int]],
+        version: int | None = None,
     ) -> np.void:
         """rows: (token, position, slot, output) of each. An END is added."""
         words = np.concatenate([*program, instruction("END")])
         used = self.ddr_used
         at, table = self.put_ddr(words), self.put_ddr(np.array(rows, "<i4").reshape(-1, 4))
-        args = np.zeros(numbers()["ARGS"], np.int32)
         one = rows[0] if len(rows) == 1 else (-7, -7, -7, -7)
-        scalars = {"VERSION": numbers()["VERSION"] if version is None else version, "PROGRAM": at, "ROWS": table}
-        scalars |= {"N_TOKENS": len(rows), "REPORT": 1}
-        scalars |= dict(zip(("TOKEN", "POSITION", "SLOT", "OUTPUT"), one, strict=True))
-        for name, value in scalars.items():
+        scalars = dict(zip(("TOKEN", "POSITION", "SLOT", "OUTPUT"), one, strict=True))
+        if version is not None:
+            scalars["VERSION"] = version
+        self.ddr_used = used
+        return self.launch(PROGRAM=at, ROWS=table, N_TOKENS=len(rows), **scalars)
+
+    def launch(self, **scalars: int) -> np.void:
+        """The Report at beat 1."""
+        args = np.zeros(numbers()["ARGS"], np.int32)
+        for name, value in {"VERSION": numbers()["VERSION"], "REPORT": 1, **scalars}.items():
             args[numbers()[f"ARG_{name}"]] = value
         library().hetrun_u280_card_run(self._card, args.ctypes.data)
-        self.ddr_used = used
         return self.ddr[64:128].copy().view(REPORT)[0]
 
 
@@ -161,3 +169,21 @@ def instruction(op: str, weight: Packed | None = None, **fields: float) -> npt.N
 def status(report: np.void) -> str:
     by_number = {value: name[7:] for name, value in numbers().items() if name.startswith("STATUS_")}
     return by_number[int(report["status"])]
+
+
+def tokens(n: int, slot: int = 0, first: int = 0) -> list[tuple[int, int, int, int]]:
+    """n rows of one sequence, the last of which is an output."""
+    return [(0, first + i, slot, 0 if i == n - 1 else -1) for i in range(n)]
+
+
+def random_floats(rng: np.random.Generator, *shape: int) -> Floats:
+    x = rng.standard_normal(shape) * 10.0 ** rng.integers(-2, 3, (shape[0], 1))
+    return (x * np.exp2(rng.integers(-6, 3, shape))).astype(np.float32)
+
+
+def same(x: Floats, expected: Floats) -> bool:
+    """The same bits; any NaN is as good as another."""
+    nan = np.isnan(expected)
+    return bool(
+        np.array_equal(np.isnan(x), nan) and np.array_equal(x[~nan].view(np.uint32), expected[~nan].view(np.uint32))
+    )

@@ -1,6 +1,7 @@
 // Tensors of a file into beats of a channel (hls/engine.h).
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "../hls/formats.h"
@@ -19,34 +20,40 @@ double half(const uint8_t* bytes) {
 }
 
 // Codes as the engine's format has them, and what they are scaled by: value = scale * code + minimum.
-struct Row {
-    std::vector<uint8_t> codes;
+struct FileRow {
+    uint8_t codes[HETRUN_U280_MAX_COLUMNS];
+    uint32_t n_codes = 0;
     std::vector<double> scales, minima;
 
-    void code(int value) { codes.push_back(static_cast<uint8_t>(value)); }
+    void code(int value) { codes[n_codes++] = static_cast<uint8_t>(value); }
+    void clear() {
+        n_codes = 0;
+        scales.clear();
+        minima.clear();
+    }
 };
 
 int fifth(const uint8_t* qh, int i) { return (qh[i / 8] >> i % 8 & 1) << 4; }
 int nibble_of_halves(const uint8_t* qs, int i) { return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4; }
 
-void decode(const BlockQ4_0& b, Row& row) {
+void decode(const BlockQ4_0& b, FileRow& row) {
     for (int i = 0; i < 32; ++i) row.code(nibble_of_halves(b.qs, i));
     row.scales.push_back(half(b.d));
 }
-void decode(const BlockQ4_1& b, Row& row) {
+void decode(const BlockQ4_1& b, FileRow& row) {
     for (int i = 0; i < 32; ++i) row.code(nibble_of_halves(b.qs, i));
     row.scales.push_back(half(b.d));
     row.minima.push_back(half(b.m));
 }
-void decode(const BlockQ5_0& b, Row& row) {
+void decode(const BlockQ5_0& b, FileRow& row) {
     for (int i = 0; i < 32; ++i) row.code((nibble_of_halves(b.qs, i) | fifth(b.qh, i)) - 16);
     row.scales.push_back(half(b.d));
 }
-void decode(const BlockQ8_0& b, Row& row) {
+void decode(const BlockQ8_0& b, FileRow& row) {
     for (int i = 0; i < 32; ++i) row.code(b.qs[i]);
     row.scales.push_back(half(b.d));
 }
-void decode(const BlockQ4_K& b, Row& row) {
+void decode(const BlockQ4_K& b, FileRow& row) {
     for (int i = 0; i < 256; ++i) {
         const uint8_t byte = b.qs[i / 64 * 32 + i % 32];
         row.code(i % 64 < 32 ? byte & 15 : byte >> 4);
@@ -59,7 +66,7 @@ void decode(const BlockQ4_K& b, Row& row) {
         row.minima.push_back(-half(b.dmin) * minimum);
     }
 }
-void decode(const BlockQ6_K& b, Row& row) {
+void decode(const BlockQ6_K& b, FileRow& row) {
     for (int i = 0; i < 256; ++i) {
         const int part = i / 128, quarter = i % 128 / 32, l = i % 32;
         const uint8_t low = b.ql[64 * part + quarter % 2 * 32 + l];
@@ -69,9 +76,10 @@ void decode(const BlockQ6_K& b, Row& row) {
     for (int i = 0; i < 16; ++i) row.scales.push_back(half(b.d) * b.scales[i]);
 }
 
+// row: for its memory, from row to row.
 template <class Block>
-Row decoded(const uint8_t* blocks, uint64_t row_number, uint64_t n_blocks) {
-    Row row;
+const FileRow& decoded(const uint8_t* blocks, uint64_t row_number, uint64_t n_blocks, FileRow& row) {
+    row.clear();
     for (uint64_t i = 0; i < n_blocks; ++i) {
         Block block;
         std::memcpy(&block, blocks + (row_number * n_blocks + i) * sizeof block, sizeof block);
@@ -82,7 +90,7 @@ Row decoded(const uint8_t* blocks, uint64_t row_number, uint64_t n_blocks) {
 
 constexpr double kSteps = 32767;
 
-float step_of(const Row& row) {
+float step_of(const FileRow& row) {
     double largest = 0;
     for (const std::vector<double>* all : {&row.scales, &row.minima}) {
         for (const double x : *all) {
@@ -105,7 +113,7 @@ public:
     Channel(const Format& format, uint32_t n_columns, uint8_t* beats) : f_(format), n_columns_(n_columns), beats_(beats) {}
 
     uint8_t* at(uint32_t beat, uint32_t byte) const { return beats_ + uint64_t{beat} * HETRUN_U280_BEAT_BYTES + byte; }
-    // Row `row` of a block.
+    // FileRow `row` of a block.
     void scale(uint32_t block, uint32_t row, float scale) const {
         std::memcpy(at(scales_beat(f_, n_columns_, block), (block % group_blocks(f_) * f_.rows + row) * 4), &scale, 4);
     }
@@ -121,17 +129,16 @@ public:
         std::memcpy(at(from, 2 * (beat % many * f_.scales + row * of_row + i % of_row)), &value, 2);
     }
 
-    void put(uint32_t block, uint32_t row, const Row& from) const {
+    void put(uint32_t block, uint32_t row, const FileRow& from) const {
         const float step = step_of(from);
         scale(block, row, step);
-        const bool nibbles = f_.rows == 4;
-        for (uint32_t i = 0; i < n_columns_; ++i) {
-            uint8_t* bytes = values(block, row, i / f_.columns);
-            const uint32_t column = i % f_.columns;
-            if (nibbles) {
-                bytes[column / 2] = static_cast<uint8_t>(bytes[column / 2] | from.codes[i] << 4 * (column % 2));
+        const uint8_t* codes = from.codes;
+        for (uint32_t beat = 0; beat < n_columns_ / f_.columns; ++beat, codes += f_.columns) {
+            uint8_t* bytes = values(block, row, beat);
+            if (f_.rows == 4) {
+                for (uint32_t k = 0; k < 16; ++k) bytes[k] = static_cast<uint8_t>(codes[2 * k] | codes[2 * k + 1] << 4);
             } else {
-                bytes[column] = from.codes[i];
+                std::memcpy(bytes, codes, f_.columns);
             }
         }
         for (uint32_t i = 0; i < from.scales.size(); ++i) put(block, row, i, false, steps(from.scales[i], step));
@@ -178,16 +185,16 @@ Type type_of(uint32_t type) {
     }
 }
 
-void put(const Channel& to, uint32_t block, uint32_t row, TensorType type, const uint8_t* blocks, uint64_t number, uint64_t n) {
+void put(const Channel& to, uint32_t block, uint32_t row, TensorType type, const uint8_t* blocks, uint64_t number, uint64_t n, FileRow& kept) {
     switch (type) {
         case TensorType::W2S24: return to.copy<BlockW2S24>(block, row, blocks + number * (n * sizeof(BlockW2S24) + kRowScaleBytes));
         case TensorType::W2: return to.copy<BlockW2>(block, row, blocks + number * (n * sizeof(BlockW2) + kRowScaleBytes));
-        case TensorType::Q4_0: return to.put(block, row, decoded<BlockQ4_0>(blocks, number, n));
-        case TensorType::Q4_1: return to.put(block, row, decoded<BlockQ4_1>(blocks, number, n));
-        case TensorType::Q4_K: return to.put(block, row, decoded<BlockQ4_K>(blocks, number, n));
-        case TensorType::Q5_0: return to.put(block, row, decoded<BlockQ5_0>(blocks, number, n));
-        case TensorType::Q8_0: return to.put(block, row, decoded<BlockQ8_0>(blocks, number, n));
-        case TensorType::Q6_K: return to.put(block, row, decoded<BlockQ6_K>(blocks, number, n));
+        case TensorType::Q4_0: return to.put(block, row, decoded<BlockQ4_0>(blocks, number, n, kept));
+        case TensorType::Q4_1: return to.put(block, row, decoded<BlockQ4_1>(blocks, number, n, kept));
+        case TensorType::Q4_K: return to.put(block, row, decoded<BlockQ4_K>(blocks, number, n, kept));
+        case TensorType::Q5_0: return to.put(block, row, decoded<BlockQ5_0>(blocks, number, n, kept));
+        case TensorType::Q8_0: return to.put(block, row, decoded<BlockQ8_0>(blocks, number, n, kept));
+        case TensorType::Q6_K: return to.put(block, row, decoded<BlockQ6_K>(blocks, number, n, kept));
         default: return;
     }
 }
@@ -223,10 +230,11 @@ void hetrun_u280_pack(uint32_t type, uint64_t n_rows, uint64_t n_columns, const 
     const Type known = type_of(type);
     const Format& f = kFormats[known.format];
     const Channel to(f, static_cast<uint32_t>(n_columns), beats);
+    const auto kept = std::make_unique<FileRow>();
     for (uint32_t block = 0; block < channel_blocks(f, static_cast<uint32_t>(n_rows)); ++block) {
         for (uint32_t row = 0; row < f.rows; ++row) {
             const uint64_t number = (uint64_t{block} * kChannels + channel) * f.rows + row;
-            if (number < n_rows) put(to, block, row, static_cast<TensorType>(type), blocks, number, n_columns / known.block_columns);
+            if (number < n_rows) put(to, block, row, static_cast<TensorType>(type), blocks, number, n_columns / known.block_columns, *kept);
         }
     }
 }

@@ -13,9 +13,6 @@ PLATFORM = "xilinx_u280_gen3x16_xdma_1_202211_1"
 LANES = "hetrun_u280_lanes"  # without control: they run from the start on
 XCLBIN = "hetrun_u280.xclbin"
 CONTROLLER_UNIT = "controller"
-# Streams of the top functions: of the controller one for each kernel of lanes, its number behind the name.
-TO_LANES = ("work",)
-FROM_LANES = ("sums",)
 _SLOT = re.compile(r"@(\w+)@")
 
 
@@ -58,7 +55,7 @@ def values() -> Mapping[str, str]:
         "BANKS": "\n".join(
             f"sp={CONTROLLER_UNIT}.{buffer_argument(number)}:{tag}" for tag, numbers in banks() for number in numbers
         ),
-        "STREAMS": "\n".join(f"stream_connect={source}:{sink}" for source, sink in streams()),
+        "STREAMS": "\n".join(f"stream_connect={':'.join(stream)}" for stream in streams()),
         "XCLBIN": XCLBIN,
     }
 
@@ -66,14 +63,22 @@ def values() -> Mapping[str, str]:
 def buffer_argument(number: int) -> str:
     """The name, in the controller's top function, of a buffer by its number."""
     names = {n: name.lower() for name, n in definition().under("ARG_").items()}
-    return names.get(number, f"w{number}")
+    return names.get(number, f"channel{number}")
 
 
-def streams() -> Iterator[tuple[str, str]]:
-    """(unit.port that writes, unit.port that reads) of each stream."""
-    for i in range(definition().numbers["LANE_KERNELS"]):
-        yield from ((f"{CONTROLLER_UNIT}.{name}_{i}", f"{_lane_unit(i)}.{name}") for name in TO_LANES)
-        yield from ((f"{_lane_unit(i)}.{name}", f"{CONTROLLER_UNIT}.{name}_{i}") for name in FROM_LANES)
+def streams() -> Iterator[tuple[str, ...]]:
+    """(unit.port that writes, unit.port that reads) of each stream, and its depth where there is a FIFO between them.
+
+    Ports of an array have their number behind its name. Channels are dealt to kernels of lanes in order.
+    """
+    n = definition().numbers
+    n_channels = n["CHANNELS"] // n["LANE_KERNELS"]
+    for k in range(n["LANE_KERNELS"]):
+        unit = _lane_unit(k)
+        yield f"{CONTROLLER_UNIT}.commands_{k}", f"{unit}.commands"
+        for i in range(n_channels):
+            yield f"{CONTROLLER_UNIT}.beats_{k * n_channels + i}", f"{unit}.beats_{i}", str(n["FIFO_BEATS"])
+        yield f"{unit}.results", f"{CONTROLLER_UNIT}.results_{k}"
 
 
 def filled(template: str, slots: Mapping[str, str]) -> str:
