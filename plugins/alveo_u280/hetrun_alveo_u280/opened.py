@@ -150,8 +150,12 @@ class OpenedCard:
             for name, value in scalars.items():
                 self._run.set_arg(numbers[name], value)
             self._deadline = time.monotonic() + self._settings.timeout_s
-            self._running = True
-            self._run.start()
+            self._running = True  # before it starts: Ctrl-C may come between
+            try:
+                self._run.start()
+            except Exception:
+                self._running = False
+                raise
         self.settle()
         return Report.of(self.read(DDR, scalars["REPORT"] * BEAT_BYTES, BEAT_BYTES))
 
