@@ -135,8 +135,11 @@ def _shared(design: Design) -> Design:
 @cache
 def _matmul(number: int, n_out: int, n_in: int, n_rows: int, design: Design) -> float:
     numbers = (("format", number), ("n_rows", n_out), ("n_columns", n_in))
-    alone = _copies("MATMUL", numbers, n_rows, replace(design, memory_factor=_ENDLESS))
-    streamed = _copies("MATMUL", numbers, 1, design)
+    # Designs of a sweep share what has no part in it.
+    of_matrix = replace(design, pass_tokens=n_rows, vector_floats=header_design().vector_floats)
+    endless = replace(of_matrix, memory_factor=_ENDLESS, fifo_beats=header_design().fifo_beats)
+    alone = _copies("MATMUL", numbers, n_rows, endless)
+    streamed = _copies("MATMUL", numbers, 1, replace(of_matrix, pass_tokens=1))
     n_embd = min(n_out, n_in)
     share = n_out * n_in / (12 * n_embd * n_embd)
     credit = min(share * _between(n_embd, n_rows, _shared(design)), _ahead_cycles(design))
