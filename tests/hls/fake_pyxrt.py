@@ -281,6 +281,9 @@ class run:
         for value in self._arguments.values():
             if isinstance(value, bo) and value.unsynced.any():
                 raise RuleBroken(f"bank {value.bank} has bytes that were written and not synced to the card")
+        if card.refuses_next:
+            card.refuses_next = False
+            raise RuntimeError("failed to submit execbuf")
         self.running, self._left = True, card.slices
         card.hung, card.hangs_next = card.hung or card.hangs_next, False
 
@@ -289,7 +292,7 @@ class run:
         if not 0 < unsigned(timeout_ms, 32) <= MOST_WAIT_MS:
             raise RuleBroken(f"wait({timeout_ms}) holds Python's lock")
         if not self.running:
-            return self._state
+            raise RuleBroken("a wait for a launch that was not started")
         if card.interrupts:
             card.interrupts -= 1
             raise KeyboardInterrupt

@@ -50,6 +50,7 @@ def write_xclbin(path: Path, **changes: Any) -> Path:
 class FakeCard:
     """hangs_next: the next launch does not end.   cures: opening the card anew ends a hang.
 
+    refuses_next: XRT does not take the next launch.
     state: what launches end as.   slices: waits that a launch takes.   interrupts: waits that Ctrl-C ends.
     silent: the engine writes no report.   ignores_version: it runs whatever version it is told.
     info: what the card tells of itself, by key.
@@ -58,6 +59,7 @@ class FakeCard:
     def __init__(self, *, bdf: str = "0000:3b:00.1", hbm_bytes: int = HBM_BYTES) -> None:
         self.bdf, self._hbm_bytes = bdf, hbm_bytes
         self.hangs_next, self.hung, self.cures = False, False, True
+        self.refuses_next = False
         self.slices, self.state = 1, "COMPLETED"
         self.ignores_version = self.silent = False
         self.interrupts = 0

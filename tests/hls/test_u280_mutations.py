@@ -145,6 +145,14 @@ def ends_as_error(rig: Rig) -> None:
         driver.run(NOTHING)
 
 
+def does_not_start(rig: Rig) -> None:
+    driver = opened(rig.xclbin)
+    rig.card.refuses_next = True
+    with pytest.raises(DeviceError, match="does not start"):
+        driver.run(NOTHING)
+    assert driver.run(NOTHING).status == 0
+
+
 def is_interrupted(rig: Rig) -> None:
     driver = opened(rig.xclbin)
     rig.card.interrupts = 1
@@ -216,11 +224,14 @@ MUTATIONS: dict[str, tuple[str, str, Callable[[Rig], None]]] = {
     "other ends are taken for good ones": (
         "if state == states.ERT_CMD_STATE_COMPLETED:", "if state not in under_way:", ends_as_error,
     ),
+    "a launch that did not start is waited for": (
+        "self._running = False\n                raise", "raise", does_not_start,
+    ),
     "memory is touched while an interrupted launch runs": (
         "self.settle()\n        with failing", "with failing", is_interrupted,
     ),
 }  # fmt: skip
-SCENARIOS = {generates, hangs, ends_as_error, is_interrupted, does_not_look}
+SCENARIOS = {generates, hangs, ends_as_error, does_not_start, is_interrupted, does_not_look}
 
 
 def mutated(old: str, new: str) -> types.ModuleType:
