@@ -256,7 +256,8 @@ class U280Device:
         }
         if self._measured:
             counters |= {"cycles": float(report.cycles), "stall_cycles": float(report.stall_cycles)}
-            event = RunEvent(segment.name, wall_s, MEASURED, counters)
+            whole = StepTimes([()], [wall_s]) if self._profiling else None
+            event = RunEvent(segment.name, wall_s, MEASURED, counters, whole)
         elif self._profiling:
             steps = self._steps(instructions, batch)
             event = RunEvent(segment.name, sum(steps.seconds), BASIS, counters, steps)
