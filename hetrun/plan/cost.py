@@ -99,7 +99,7 @@ class CostTable:
         if known is None:
             n_tokens, n_outputs = self.workload.n_tokens, self.workload.n_outputs
             segment = segment_of(self.graph, self._last_reader, start, end, n_tokens, n_outputs)
-            found = fused(self.fusing[device], segment, self.workload)
+            found = fused_costs(self.fusing[device], segment, self.workload)
             number = {op.name: start + i for i, op in enumerate(segment.ops)}
             known = {number[name]: cost for name, cost in found.items()}
             self._fusions[device, start, end] = known
@@ -278,7 +278,7 @@ def estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsuppor
     return answer
 
 
-def fused(device: FoundDevice, segment: Segment, workload: Workload) -> Mapping[str, Cost]:
+def fused_costs(device: FoundDevice, segment: Segment, workload: Workload) -> Mapping[str, Cost]:
     """What a `Fusing` driver says of a run of ops that it accepts. PluginError where that cannot be."""
     assert isinstance(device.driver, Fusing)
     try:

@@ -9,7 +9,7 @@ from functools import cached_property
 from hetrun.device import Cost, Fusing, Segment, StepTimes
 from hetrun.graph.graph import Graph
 from hetrun.ops import Op, Workload
-from hetrun.plan.cost import copy_seconds, fused
+from hetrun.plan.cost import copy_seconds, fused_costs
 from hetrun.plugins import FoundDevice
 from hetrun.run.build import Runtime
 from hetrun.run.trace import CopyRecord, RunRecord
@@ -162,7 +162,7 @@ class Prediction:
             return {}
         key = (device, group.names, workload)
         if key not in self._fusions:
-            costs = fused(found, segment, workload)
+            costs = fused_costs(found, segment, workload)
             self._fusions[key] = {name: cost.seconds for name, cost in costs.items()}
         return self._fusions[key]
 
@@ -185,7 +185,7 @@ class Prediction:
         costs = {op.name: self._cost(found, op, step) for op in self._ops_on(device)}
         for (own, _), segment in self._segments.items():
             if own == device and self._fuses(found):
-                costs.update(fused(found, segment, step))
+                costs.update(fused_costs(found, segment, step))
         return tuple(sorted({c.basis for c in costs.values() if c}))
 
     def devices(self) -> Iterator[FoundDevice]:

@@ -16,7 +16,7 @@ import engine_order
 
 from hetrun.device import Batch, Bindings, Cost, RunEvent, Segment, Unsupported
 from hetrun.ops import GatedActivation, MatMul, Op, Value, Workload
-from hetrun.plan.cost import fused
+from hetrun.plan.cost import fused_costs
 from hetrun.plugins import FoundDevice
 from hetrun.tensor import TENSOR_TYPES, Weight
 from hetrun_pynq_z1 import native
@@ -243,7 +243,7 @@ def priced(ops: tuple[Op, ...], outputs: tuple[Value, ...], tokens: int) -> tupl
     inputs = {v.name: v for op in ops for v in op.inputs if v.name not in made}
     segment = Segment("ffn", ops, tuple(inputs.values()), outputs, tokens, 1)
     costs = {op.name: driver.estimate(info, op, Workload(tokens, 0)) for op in ops}
-    costs |= fused(FoundDevice(driver, info, "pynq-z1"), segment, Workload(tokens, 0))
+    costs |= fused_costs(FoundDevice(driver, info, "pynq-z1"), segment, Workload(tokens, 0))
     program = driver.compile(info, segment)
     assert isinstance(program, PynqProgram)
     took = launches_seconds(program.launches, Batch.of([0] * tokens, range(tokens), [0] * tokens, []))
