@@ -114,6 +114,16 @@ def test_estimates_of_a_design_are_those_of_its_own_parameters() -> None:
     assert found.joules == pytest.approx(found.seconds * point.info.model["watts"])
 
 
+def test_the_emulated_card_takes_the_boards_watts() -> None:
+    driver = AlveoU280Driver()
+    info = next(info for info in driver.probe({}) if info.id == "alveo-u280:csim")
+    assert info.launch.joules == pytest.approx(info.launch.seconds * watts(header_design(), "board"))
+    model = graph_of(load_shape("smollm2-135m"), GraphOptions(n_ctx=64, kv_format="kv4"), Registry.load())
+    found = driver.estimate(info, next(op for op in model.ops if isinstance(op, MatMul)), Workload(1, 16))
+    assert isinstance(found, Cost)
+    assert found.joules == pytest.approx(found.seconds * watts(header_design(), "board"))
+
+
 @pytest.mark.parametrize(
     ("shape", "quantised", "n_seqs", "fits"),
     [("llama2-7b-w2s24", None, 8, True), ("llama2-7b", "Q4_0", 8, True), ("llama2-7b", "Q8_0", 8, False)],
