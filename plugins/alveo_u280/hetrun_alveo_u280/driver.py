@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hetrun.device import (
@@ -29,10 +29,11 @@ from hetrun_alveo_u280 import designs, native, project
 from hetrun_alveo_u280.absence import absence
 from hetrun_alveo_u280.cost import launch_cost, op_seconds
 from hetrun_alveo_u280.definition import definition
+from hetrun_alveo_u280.power import watts
 from hetrun_alveo_u280.program import DDR, HBM, compile_segment, residents
 from hetrun_alveo_u280.refusal import refusal
 from hetrun_alveo_u280.settings import DDR_BYTES, Settings, settings_of
-from hetrun_alveo_u280.timing import BASIS, Design
+from hetrun_alveo_u280.timing import BASIS, Design, header_design
 
 CARD, CSIM = "alveo-u280:0", "alveo-u280:csim"
 
@@ -81,6 +82,7 @@ class AlveoU280Driver:
         """threads: of this machine, for csim."""
         n = definition().numbers
         hbm_bytes = n["CHANNELS"] * settings.channel_bytes
+        launch, of_board = launch_cost(), watts(header_design(), "board")
         return U280Info(
             id=device_id,
             description=f"{description}, {n['CLOCK_HZ'] / 1e6:g} MHz",
@@ -89,8 +91,9 @@ class AlveoU280Driver:
                 MemorySpace(f"{device_id}/{DDR}", settings.ddr_bytes, upload=UPLOAD, download=DOWNLOAD),
                 MemorySpace(f"{device_id}/{HBM}", hbm_bytes, upload=UPLOAD, download=DOWNLOAD),
             ),
-            launch=launch_cost(),
-            model={"clock_hz": float(n["CLOCK_HZ"])} | ({} if threads is None else {"host_threads": float(threads)}),
+            launch=replace(launch, joules=launch.seconds * of_board),
+            model={"clock_hz": float(n["CLOCK_HZ"]), "watts": of_board}
+            | ({} if threads is None else {"host_threads": float(threads)}),
             unavailable=absent,
             settings=settings,
         )
@@ -98,9 +101,8 @@ class AlveoU280Driver:
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
         if reason := refusal(op):
             return Unsupported(reason)
-        seconds, watts = op_seconds(op, workload, Design.of(info.model)), info.model.get("watts")
-        joules = None if watts is None else seconds * watts
-        return Cost(seconds, BASIS, joules, residents(op, info.id))
+        seconds = op_seconds(op, workload, Design.of(info.model))
+        return Cost(seconds, BASIS, seconds * info.model["watts"], residents(op, info.id))
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
         """DeviceError where an op is one that `estimate` refuses."""
