@@ -63,16 +63,6 @@ struct Walk {
     }
 };
 
-// The most cells of a channel.
-inline uint32_t most_cells(const Lanes& lanes) {
-    uint32_t most = 0;
-    for (uint32_t c = 0; c < kLaneChannels; ++c) {
-        const uint32_t n = lanes.attention[c].cells.count();
-        most = n > most ? n : most;
-    }
-    return most;
-}
-
 // set: of queries, 1 where the cell is a sink and they have their own.
 inline void score(Attention& a, uint32_t set, uint32_t cell, uint32_t n_queries, uint32_t chunks, Affine with, const Beat* key) {
     for (uint32_t q = 0; q < n_queries; ++q) {
@@ -98,7 +88,7 @@ void take_floats(Commands& commands, float* x, uint32_t n) {
     }
 }
 
-// Of each channel: its cells; if there are any, of each set and query a beat with its scale (float) and the sum of its codes, and two
+// The channel's cells; if there are any, of each set and query a beat with its scale (float) and the sum of its codes, and two
 // beats of codes a chunk; of each own cell a beat with its word and whether it is a sink, and its codes.
 template <class Commands>
 void take_keys(Attention& a, const Command& command, Commands& commands) {
@@ -123,39 +113,30 @@ void take_keys(Attention& a, const Command& command, Commands& commands) {
     }
 }
 
-// A command is taken as a whole before any result is given: vector sends all of it before it reads. Channels walk side by side.
+// A command is taken as a whole before any result is given: vector sends all of it before it reads.
 template <class Commands, class Beats, class Results>
-void attend_keys(Lanes& lanes, const Command& command, Commands& commands, Beats* beats, Results& results) {
+void attend_keys(Attention& a, const Command& command, Commands& commands, Beats& beats, Results& results) {
     const uint32_t n_queries = command.n_queries, chunks = command.chunks, of_sinks = command.n_sets - 1;
-    Walk walk[kLaneChannels];
-    for (uint32_t c = 0; c < kLaneChannels; ++c) {
-        take_keys(lanes.attention[c], command, commands);
-        walk[c].begin(lanes.attention[c].cells);
+    take_keys(a, command, commands);
+    if (a.cells.count() == 0) return;
+    Walk walk;
+    walk.begin(a.cells);
+    const uint32_t n_old = a.cells.n_old();
+    for (uint32_t cell = 0; cell < n_old; ++cell) {
+        Beat key[2];
+        bool sink;
+        const Affine with = walk.next(a.cells, beats, sink);
+        for (uint32_t k = 0; k < chunks; ++k) key[k] = beats.read();
+        score(a, sink ? of_sinks : 0, cell, n_queries, chunks, with, key);
     }
-    const uint32_t most = most_cells(lanes);
-    for (uint32_t cell = 0; cell < most; ++cell) {
-        for (uint32_t c = 0; c < kLaneChannels; ++c) {
-#pragma HLS UNROLL
-            Attention& a = lanes.attention[c];
-            if (cell >= a.cells.count()) continue;
-            Beat key[2];
-            if (cell < a.cells.n_old()) {
-                bool sink;
-                const Affine with = walk[c].next(a.cells, beats[c], sink);
-                for (uint32_t k = 0; k < chunks; ++k) key[k] = beats[c].read();
-                score(a, sink ? of_sinks : 0, cell, n_queries, chunks, with, key);
-            } else {
-                const OwnCell& own = a.own[cell - a.cells.n_old()];
-                score(a, word_of(own.head, 1) != 0 ? of_sinks : 0, cell, n_queries, chunks, affine_of(word_of(own.head, 0)), own.codes);
-            }
-        }
+    for (uint32_t i = 0; i < a.cells.n_own; ++i) {
+        const OwnCell& own = a.own[i];
+        score(a, word_of(own.head, 1) != 0 ? of_sinks : 0, n_old + i, n_queries, chunks, affine_of(word_of(own.head, 0)), own.codes);
     }
-    for (const Attention& a : lanes.attention) {
-        for (uint32_t first = 0; first < n_queries && a.cells.count() != 0; first += kFloats) {
-            Beat out{};
-            for (uint32_t q = first; q < n_queries && q < first + kFloats; ++q) set_float(out, q - first, a.largest[q]);
-            results.write(out);
-        }
+    for (uint32_t first = 0; first < n_queries; first += kFloats) {
+        Beat out{};
+        for (uint32_t q = first; q < n_queries && q < first + kFloats; ++q) set_float(out, q - first, a.largest[q]);
+        results.write(out);
     }
 }
 
@@ -172,42 +153,30 @@ inline void weigh(Attention& a, uint32_t cell, uint32_t n_queries, Affine with) 
     }
 }
 
-// Of each channel that has cells: the largest score of each query, 16 a beat; of each own cell a beat with its word. Back: of each query
-// a beat.
+// If there are cells: the largest score of each query, 16 a beat; of each own cell a beat with its word. Back: of each query a beat.
 template <class Commands, class Beats, class Results>
-void attend_weights(Lanes& lanes, const Command& command, Commands& commands, Beats* beats, Results& results) {
-    const uint32_t n_queries = command.n_queries;
-    Walk walk[kLaneChannels];
-    for (uint32_t c = 0; c < kLaneChannels; ++c) {
-        Attention& a = lanes.attention[c];
-        walk[c].begin(a.cells);
-        if (a.cells.count() == 0) continue;
-        take_floats(commands, a.largest, n_queries);
-        for (uint32_t i = 0; i < a.cells.n_own; ++i) a.own[i].head = commands.read();
-        for (uint32_t q = 0; q < n_queries; ++q) {
-            for (uint32_t part = 0; part < kParts; ++part) a.p[q][part] = a.minima[q][part] = 0;
-            a.most[q] = 0;
-        }
+void attend_weights(Attention& a, const Command& command, Commands& commands, Beats& beats, Results& results) {
+    const uint32_t n_queries = command.n_queries, n_old = a.cells.n_old();
+    if (a.cells.count() == 0) return;
+    take_floats(commands, a.largest, n_queries);
+    for (uint32_t i = 0; i < a.cells.n_own; ++i) a.own[i].head = commands.read();
+    for (uint32_t q = 0; q < n_queries; ++q) {
+        for (uint32_t part = 0; part < kParts; ++part) a.p[q][part] = a.minima[q][part] = 0;
+        a.most[q] = 0;
     }
-    const uint32_t most = most_cells(lanes);
-    for (uint32_t cell = 0; cell < most; ++cell) {
-        for (uint32_t c = 0; c < kLaneChannels; ++c) {
-#pragma HLS UNROLL
-            Attention& a = lanes.attention[c];
-            if (cell >= a.cells.count()) continue;
-            bool sink;
-            const bool old = cell < a.cells.n_old();
-            weigh(a, cell, n_queries, old ? walk[c].next(a.cells, beats[c], sink) : affine_of(word_of(a.own[cell - a.cells.n_old()].head, 0)));
-        }
+    Walk walk;
+    walk.begin(a.cells);
+    for (uint32_t cell = 0; cell < n_old; ++cell) {
+        bool sink;
+        weigh(a, cell, n_queries, walk.next(a.cells, beats, sink));
     }
-    for (const Attention& a : lanes.attention) {
-        for (uint32_t q = 0; q < n_queries && a.cells.count() != 0; ++q) {
-            Beat out{};
-            set_float(out, 0, sum_of_parts(a.p[q]));
-            set_float(out, 1, sum_of_parts(a.minima[q]));
-            set_float(out, 2, a.most[q]);
-            results.write(out);
-        }
+    for (uint32_t i = 0; i < a.cells.n_own; ++i) weigh(a, n_old + i, n_queries, affine_of(word_of(a.own[i].head, 0)));
+    for (uint32_t q = 0; q < n_queries; ++q) {
+        Beat out{};
+        set_float(out, 0, sum_of_parts(a.p[q]));
+        set_float(out, 1, sum_of_parts(a.minima[q]));
+        set_float(out, 2, a.most[q]);
+        results.write(out);
     }
 }
 
@@ -223,46 +192,37 @@ inline void gather(Attention& a, uint32_t cell, uint32_t n_queries, uint32_t chu
     }
 }
 
-// Of each channel that has cells: the inverse of each query, 16 a beat; of each own cell its codes. Back: of each query 8 beats a chunk,
-// of 16 sums each.
+// If there are cells: the inverse of each query, 16 a beat; of each own cell its codes. Back: of each query 8 beats a chunk, of 16 sums
+// each.
 template <class Commands, class Beats, class Results>
-void attend_values(Lanes& lanes, const Command& command, Commands& commands, Beats* beats, Results& results) {
-    const uint32_t n_queries = command.n_queries, chunks = command.chunks;
-    for (Attention& a : lanes.attention) {
-        if (a.cells.count() == 0) continue;
-        take_floats(commands, a.inverse, n_queries);
-        for (uint32_t i = 0; i < a.cells.n_own; ++i) {
-            for (uint32_t k = 0; k < chunks; ++k) a.own[i].codes[k] = commands.read();
-        }
-        for (uint32_t q = 0; q < n_queries; ++q) {
-            for (uint32_t i = 0; i < chunks * 128; ++i) a.sums[q][i] = 0;
-        }
+void attend_values(Attention& a, const Command& command, Commands& commands, Beats& beats, Results& results) {
+    const uint32_t n_queries = command.n_queries, chunks = command.chunks, n_old = a.cells.n_old();
+    if (a.cells.count() == 0) return;
+    take_floats(commands, a.inverse, n_queries);
+    for (uint32_t i = 0; i < a.cells.n_own; ++i) {
+        for (uint32_t k = 0; k < chunks; ++k) a.own[i].codes[k] = commands.read();
     }
-    const uint32_t most = most_cells(lanes);
-    for (uint32_t cell = 0; cell < most; ++cell) {
-        for (uint32_t c = 0; c < kLaneChannels; ++c) {
-#pragma HLS UNROLL
-            Attention& a = lanes.attention[c];
-            if (cell >= a.cells.count()) continue;
-            Beat value[2];
-            for (uint32_t k = 0; k < chunks; ++k) value[k] = cell < a.cells.n_old() ? Beat(beats[c].read()) : a.own[cell - a.cells.n_old()].codes[k];
-            gather(a, cell, n_queries, chunks, value);
-        }
+    for (uint32_t q = 0; q < n_queries; ++q) {
+        for (uint32_t i = 0; i < chunks * 128; ++i) a.sums[q][i] = 0;
     }
-    for (const Attention& a : lanes.attention) {
-        for (uint32_t q = 0; q < n_queries && a.cells.count() != 0; ++q) {
-            for (uint32_t first = 0; first < chunks * 128; first += kFloats) {
-                Beat out{};
-                for (uint32_t k = 0; k < kFloats; ++k) set_word(out, k, static_cast<uint32_t>(static_cast<int32_t>(a.sums[q][first + k])));
-                results.write(out);
-            }
+    for (uint32_t cell = 0; cell < n_old; ++cell) {
+        Beat value[2];
+        for (uint32_t k = 0; k < chunks; ++k) value[k] = beats.read();
+        gather(a, cell, n_queries, chunks, value);
+    }
+    for (uint32_t i = 0; i < a.cells.n_own; ++i) gather(a, n_old + i, n_queries, chunks, a.own[i].codes);
+    for (uint32_t q = 0; q < n_queries; ++q) {
+        for (uint32_t first = 0; first < chunks * 128; first += kFloats) {
+            Beat out{};
+            for (uint32_t k = 0; k < kFloats; ++k) set_word(out, k, static_cast<uint32_t>(static_cast<int32_t>(a.sums[q][first + k])));
+            results.write(out);
         }
     }
 }
 
-// One command. False at the end.
+// One command of a channel. False at the end.
 template <class Commands, class Beats, class Results>
-bool lanes_step(Lanes& lanes, Commands& commands, Beats* beats, Results& results) {
+bool channel_step(Lanes& lanes, Commands& commands, Beats& beats, Results& results) {
     const Command command = command_of(commands.read());
     switch (command.kind) {
         case kCommandActivations: load_activations(lanes, command, commands); return true;
@@ -275,9 +235,9 @@ bool lanes_step(Lanes& lanes, Commands& commands, Beats* beats, Results& results
             return true;
         case kCommandEmbed: embed(command, beats, results); return true;
         case kCommandForward: forward(command, beats, results); return true;
-        case kCommandKeys: attend_keys(lanes, command, commands, beats, results); return true;
-        case kCommandWeights: attend_weights(lanes, command, commands, beats, results); return true;
-        case kCommandValues: attend_values(lanes, command, commands, beats, results); return true;
+        case kCommandKeys: attend_keys(lanes.attention, command, commands, beats, results); return true;
+        case kCommandWeights: attend_weights(lanes.attention, command, commands, beats, results); return true;
+        case kCommandValues: attend_values(lanes.attention, command, commands, beats, results); return true;
         default: return false;
     }
 }

@@ -1,4 +1,4 @@
-// A kernel of lanes: four channels with an array each, and the activations that they share. Its commands, but for those of attention.
+// The lanes of a channel: an array, and the activations that it multiplies with. Their commands, but for those of attention.
 #pragma once
 
 #include "flow.h"
@@ -30,9 +30,9 @@ struct Attention {
 struct Lanes {
     Code codes[kTokens / 2][2][kMaxColumns];
     UInt<3> exponents[kTokens][kMaxBlocks];
-    Int<20> sums[kTokens][kMaxBlocks];       // of a block's codes, times 2^exponent
+    Int<20> sums[kTokens][kMaxBlocks];  // of a block's codes, times 2^exponent
     float scales[kTokens];
-    Attention attention[kLaneChannels];
+    Attention attention;
 };
 
 // Behind the command: a beat of the rows' scales, then of each row 64 exponents a beat (bytes), and its codes.
@@ -136,76 +136,99 @@ inline float result_of(Accumulator sum, float row_scale, float scale) {
     return times(times(static_cast<float>(static_cast<int64_t>(sum)), row_scale), scale);
 }
 
-// A block of rows of the four channels. Their beats have the same meaning, so that one loop takes all. While a group of values arrives,
-// the one before it meets its scales; after the last there are as many cycles for its own.
-template <class Beats>
-void multiply_block(const Lanes& lanes, uint32_t format, uint32_t n_values, uint32_t n_tokens, Beats* beats, Block* block) {
+// What the flat loop of multiply does in a cycle.
+enum class Phase : uint8_t {
+    kRowScales,  // a beat of them comes
+    kValues,     // a beat of values comes, or meets further tokens; the group before meets its scales meanwhile
+    kCatchUp,    // the group before is the longer one
+    kScales,     // a beat of scales comes
+    kMinima,     // a beat of minima comes
+    kResults,    // a token's rows are done
+};
+
+// One loop over all beats, which never drains: II = 1, of rows beyond two ceil(rows / 2) iterations a beat. A block of rows ends with the
+// scales of its last group, and an iteration a token. Results: of each 16 rows a beat for each token.
+template <class Beats, class Results>
+void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats& beats, Results& results) {
     const Format f = kFormats[format];
-    const uint32_t many = f.scales == 0 ? n_values : scaled_beats(f), step = cycle_tokens(format);
-    Values values[kLaneChannels];
-    Scales with[kLaneChannels];
-    uint32_t before = 0, n_before = 0, side = 0;  // the group before: its first beat, and how many
-    for (uint32_t c = 0; c < kLaneChannels; ++c) {
-#pragma HLS UNROLL
-        for (uint32_t t = 0; t < n_tokens; ++t) {
-            for (uint32_t r = 0; r < f.rows; ++r) block[c].sum[t][r] = 0;
-        }
+    const uint32_t n_values = value_beats(f, command.n_columns), n_tokens = command.n_tokens, step = cycle_tokens(format);
+    const uint32_t many = f.scales == 0 ? n_values : scaled_beats(f);
+    Values values;
+    Scales with{};
+    Block block;
+#pragma HLS ARRAY_PARTITION variable = block.sum complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = block.held complete dim = 0
+    Beat row_scales{}, out[kTokens] = {};
+#pragma HLS ARRAY_PARTITION variable = out complete
+    for (uint32_t t = 0; t < kTokens; ++t) {
+        for (uint32_t r = 0; r < 4; ++r) block.sum[t][r] = 0;
     }
-    for (uint32_t from = 0; from < n_values + many && (from < n_values || n_before != 0); from += many) {
-        const uint32_t n = from >= n_values ? 0 : from + many < n_values ? many : n_values - from;
-        uint32_t i = 0, t = 0;
-        while (i < n || i < n_before) {
+    Phase phase = Phase::kRowScales;
+    uint32_t b = 0, in_group = 0;                       // block; its number among those that share row scales
+    uint32_t from = 0, n = many < n_values ? many : n_values;  // group: its first beat, and how many
+    uint32_t before = 0, n_before = 0, side = 0;        // the same of the one before
+    uint32_t i = 0, t = 0;
+    while (b < command.n_blocks) {
 #pragma HLS PIPELINE II = 1
-            const bool two = step == 2 && t + 1 < n_tokens;
-            for (uint32_t c = 0; c < kLaneChannels; ++c) {
-#pragma HLS UNROLL
-                if (i < n && t == 0) take_values(format, beats[c].read(), values[c]);
-                if (i < n) add_values(format, lanes, values[c], from + i, side, t, two, block[c]);
-                if (i < n_before) add_scaled(format, lanes, with[c], before + i, 1 - side, t, two, block[c]);
-            }
+        const bool two = step == 2 && t + 1 < n_tokens;
+        const auto next_tokens = [&] {
             t += step;
-            if (t < n_tokens) continue;
+            if (t < n_tokens) return;
             t = 0;
             ++i;
-        }
-        if (f.scales == 0) return;
-        for (uint32_t c = 0; c < kLaneChannels && n != 0; ++c) {
-#pragma HLS UNROLL
-            with[c].scales = beats[c].read();
-            if (f.minima) with[c].minima = beats[c].read();
-        }
-        before = from;
-        n_before = n;
-        side = 1 - side;
-    }
-}
-
-// Results: of each 16 rows of the four channels, channel by channel, a beat for each token.
-template <class Beats, class Results>
-void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats* beats, Results& results) {
-    const Format f = kFormats[format];
-    const uint32_t n_values = value_beats(f, command.n_columns), n_tokens = command.n_tokens;
-    Beat row_scales[kLaneChannels], out[kLaneChannels][kTokens] = {};
-    for (uint32_t b = 0; b < command.n_blocks; ++b) {
-        const uint32_t in_group = b % group_blocks(f);
-        for (uint32_t c = 0; c < kLaneChannels && in_group == 0; ++c) {
-#pragma HLS UNROLL
-            row_scales[c] = beats[c].read();
-        }
-        Block block[kLaneChannels];
-        multiply_block(lanes, format, n_values, n_tokens, beats, block);
-        for (uint32_t c = 0; c < kLaneChannels; ++c) {
-#pragma HLS UNROLL
-            for (uint32_t t = 0; t < n_tokens; ++t) {
-                for (uint32_t r = 0; r < f.rows; ++r) {
-                    const uint32_t at = in_group * f.rows + r;
-                    set_float(out[c][t], at, result_of(block[c].sum[t][r], float_of(row_scales[c], at), lanes.scales[t]));
+        };
+        switch (phase) {
+            case Phase::kRowScales:
+                row_scales = beats.read();
+                phase = Phase::kValues;
+                break;
+            case Phase::kValues:
+                if (t == 0) take_values(format, beats.read(), values);
+                add_values(format, lanes, values, from + i, side, t, two, block);
+                if (i < n_before) add_scaled(format, lanes, with, before + i, 1 - side, t, two, block);
+                next_tokens();
+                if (i == n) phase = f.scales == 0 ? Phase::kResults : n < n_before ? Phase::kCatchUp : Phase::kScales;
+                break;
+            case Phase::kCatchUp:
+                add_scaled(format, lanes, with, before + i, 1 - side, t, two, block);
+                next_tokens();
+                if (i == n_before) phase = n == 0 ? Phase::kResults : Phase::kScales;
+                break;
+            case Phase::kScales:
+            case Phase::kMinima:
+                if (phase == Phase::kScales) {
+                    with.scales = beats.read();
+                } else {
+                    with.minima = beats.read();
                 }
-            }
-        }
-        if (in_group + 1 < group_blocks(f) && b + 1 < command.n_blocks) continue;
-        for (uint32_t c = 0; c < kLaneChannels; ++c) {
-            for (uint32_t t = 0; t < n_tokens; ++t) results.write(out[c][t]);
+                if (f.minima && phase == Phase::kScales) {
+                    phase = Phase::kMinima;
+                    break;
+                }
+                before = from;
+                n_before = n;
+                side = 1 - side;
+                from += n;
+                n = n_values - from < many ? n_values - from : many;
+                i = 0;
+                phase = n == 0 ? Phase::kCatchUp : Phase::kValues;
+                break;
+            case Phase::kResults:
+                for (uint32_t r = 0; r < f.rows; ++r) {
+#pragma HLS UNROLL
+                    const uint32_t at = in_group * f.rows + r;
+                    set_float(out[t], at, result_of(block.sum[t][r], float_of(row_scales, at), lanes.scales[t]));
+                    block.sum[t][r] = 0;
+                }
+                const bool last = in_group + 1 == group_blocks(f) || b + 1 == command.n_blocks;
+                if (last) results.write(out[t]);
+                if (++t < n_tokens) break;
+                t = i = from = n_before = 0;
+                n = many < n_values ? many : n_values;
+                in_group = last ? 0 : in_group + 1;
+                ++b;
+                phase = last ? Phase::kRowScales : Phase::kValues;
+                break;
         }
     }
 }
@@ -228,19 +251,18 @@ inline int32_t integer_at(uint32_t format, const Beat& beat, const Scales& with,
 
 // Results: the row's values, sixteen a beat, those of whole beats of values.
 template <class Beats, class Results>
-void embed(const Command& command, Beats* beats, Results& results) {
+void embed(const Command& command, Beats& beats, Results& results) {
     const uint32_t format = command.format;
     const Format f = kFormats[format];
     const uint32_t n_values = value_beats(f, command.n_columns), many = f.scales == 0 ? 1 : scaled_beats(f);
-    Beats& own = beats[command.channel];
-    const float row_scale = float_of(own.read(), command.block % group_blocks(f) * f.rows + command.row);
+    const float row_scale = float_of(beats.read(), command.block % group_blocks(f) * f.rows + command.row);
     for (uint32_t from = 0; from < n_values; from += many) {
         const uint32_t n = from + many < n_values ? many : n_values - from;
         Beat values[kBeatScales / 2];
         Scales with{};
-        for (uint32_t i = 0; i < n; ++i) values[i] = own.read();
-        if (f.scales != 0) with.scales = own.read();
-        if (f.minima) with.minima = own.read();
+        for (uint32_t i = 0; i < n; ++i) values[i] = beats.read();
+        if (f.scales != 0) with.scales = beats.read();
+        if (f.minima) with.minima = beats.read();
         for (uint32_t i = 0; i < n; ++i) {
             for (uint32_t first = 0; first < f.columns; first += kFloats) {
 #pragma HLS PIPELINE II = 1
@@ -255,12 +277,12 @@ void embed(const Command& command, Beats* beats, Results& results) {
     }
 }
 
-// Results: n_forward beats of each channel, as they are.
+// Results: n_forward[0] beats, as they are.
 template <class Beats, class Results>
-void forward(const Command& command, Beats* beats, Results& results) {
-    for (uint32_t c = 0; c < kLaneChannels; ++c) {
-#pragma HLS UNROLL
-        for (uint32_t i = 0; i < command.n_forward[c]; ++i) results.write(beats[c].read());
+void forward(const Command& command, Beats& beats, Results& results) {
+    for (uint32_t i = 0; i < command.n_forward[0]; ++i) {
+#pragma HLS PIPELINE II = 1
+        results.write(beats.read());
     }
 }
 
