@@ -20,6 +20,7 @@ from hetrun.model.architectures import Architecture, GraphOptions, RopeExtension
 from hetrun.model.catalog import resolve_model
 from hetrun.model.gguf_file import ModelFile
 from hetrun.model.tokenizer import Tokenizer
+from hetrun.plan.kv_format import DEFAULT, default_kv_format
 from hetrun.plan.place import Pin, Request, check_plan, make_plan
 from hetrun.plan.plan import Plan
 from hetrun.plugins import FoundDevice, Registry, select_device
@@ -60,7 +61,7 @@ def load(
     threads: int | None = None,
     pins: Sequence[str] = (),
     plan: Plan | None = None,
-    kv_format: str = "f16",
+    kv_format: str | None = None,
     window: int = 0,
     sink: int = 0,
     extension: RopeExtension | None = None,
@@ -76,7 +77,8 @@ def load(
     devices: ids or driver names ("cpu", "reference"); None takes every device that is here.
     n_ctx: tokens a sequence may reach; 0 takes the model's own, at most 4096.   n_slots: sequences held at once.
     threads: for devices that have a choice.   pins: "PATTERN=DEVICE" over op names.   plan: a saved plan instead.
-    kv_format: how keys and values are kept, "f16" or what else the devices offer ("f32", "q8_0", "kv4", "kv4h").
+    kv_format: how keys and values are kept, "f16" or what else the devices offer ("f32", "q8_0", "kv4", "kv4h"); None
+    takes f16 or, where a device has attention but none of that format, the best that all of them take.
     window, sink: each token attends to the last `window` tokens and the first `sink`, so that memory and time of a
     long context grow with those alone; window 0 attends to all.
     extension: lets the context be longer than the model was trained for (`RopeExtension("yarn", 4.0)`).
@@ -91,7 +93,6 @@ def load(
         n_ctx=n_ctx,
         n_slots=n_slots,
         max_tokens=max_tokens_per_step,
-        kv_format=kv_format,
         window=window,
         sink=sink,
         extension=extension,
@@ -103,8 +104,8 @@ def load(
         ahead = EncodeAhead(partial(encode, tokenizer)) if encode else None
         if ahead:
             resources.callback(ahead.close)
-        graph = graph_of(file, options, registry)
         found = choose_devices(registry, devices, system=system, threads=threads, settings=driver_settings)
+        graph = graph_on(found, file, options, registry, kv_format)
         if plan is None:
             request = Request(n_seqs=n_slots, max_tokens=max_tokens_per_step)
             plan = make_plan(graph, found, request, [Pin.parse(p) for p in pins])
@@ -124,6 +125,19 @@ def graph_of(header: ModelFile | Shape, options: GraphOptions, registry: Registr
     ]
     blocks = header.blocks if isinstance(header, ModelFile) else None
     return build_graph(header.architecture, header.metadata, header.tensors, options, architectures(extra), blocks)
+
+
+def graph_on(
+    devices: Sequence[FoundDevice],
+    header: ModelFile | Shape,
+    options: GraphOptions,
+    registry: Registry,
+    kv_format: str | None = None,
+) -> Graph:
+    """The graph for these devices.   kv_format: as in `load`; that of `options` does not count."""
+    graph = graph_of(header, replace(options, kv_format=kv_format or DEFAULT), registry)
+    suited = kv_format or default_kv_format(graph, devices)
+    return graph if suited in (kv_format, DEFAULT) else graph_of(header, replace(options, kv_format=suited), registry)
 
 
 def choose_devices(

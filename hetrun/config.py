@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hetrun.device import Basis, DeviceInfo, Link, MemorySpace
 from hetrun.errors import ConfigError
-from hetrun.ops import KV_FORMAT_BITS, OP_TYPES
+from hetrun.ops import FUNCTIONS, KV_FORMAT_BITS, OP_TYPES
 from hetrun.tensor import ALL_TYPES
 from hetrun.toml_table import Quantity, TomlTable, find, near, shipped
 
@@ -48,6 +48,8 @@ class DeviceProfile:
     model: the numbers of `hetrun.device.roofline`. watts is what the device draws while it works, idle_watts while it
     waits; what a board draws beside its devices is counted with one of them. `with_idle_power` adds up.
     ops, types, kv_formats: what it accepts: kinds of `hetrun.ops`, tensor types of weights, formats of KV caches.
+    functions: of activations.   fused: those of `ops` that it works out on the way from one op of a run to the next:
+    they cost `op_s`, and their values meet no memory.
     """
 
     name: str
@@ -59,6 +61,8 @@ class DeviceProfile:
     ops: frozenset[str]
     types: frozenset[str]
     kv_formats: frozenset[str]
+    functions: frozenset[str]
+    fused: frozenset[str]
 
     @property
     def basis(self) -> Basis:
@@ -144,6 +148,7 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     """The shipped profile of that name, or the profile in that file. ConfigError names what is wrong with it."""
     path = find(name_or_path, "devices", "profile")
     root = TomlTable.read(path)
+    ops = root.names("ops", OP_TYPES)
     profile = DeviceProfile(
         name=path.stem,
         description=root.text("description"),
@@ -151,9 +156,11 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
         spaces=tuple(_space(name, table) for name, table in root.tables("memory")),
         launch_s=root.quantity("launch_s"),
         model=_model(root.table("model")),
-        ops=root.names("ops", OP_TYPES),
+        ops=ops,
         types=root.names("types", ALL_TYPES),
         kv_formats=root.names("kv_formats", KV_FORMAT_BITS),
+        functions=root.names("functions", FUNCTIONS, absent=FUNCTIONS),
+        fused=root.names("fused", ops, absent=()),
     )
     if not re.fullmatch(r"[\w.+-]+", profile.name):
         raise ConfigError(

@@ -25,7 +25,8 @@ from hetrun.ops import KvSpec, Op, Rows, Value, Workload
 
 __all__ = [
     "API_VERSION", "COMMON_SETTINGS", "Basis", "Batch", "Bindings", "Buffer", "BuildStep", "Cost", "Described",
-    "DesignPoint", "DesignSpace", "Detail", "Device", "DeviceInfo", "Driver", "Executable", "HardwareSources", "KvSpec",
+    "DesignPoint", "DesignSpace", "Detail", "Device", "DeviceInfo", "Driver", "Executable", "Fusing", "HardwareSources",
+    "KvSpec",
     "Link", "MemorySpace", "Profiled", "Program", "Resource", "RunEvent", "Segment", "State", "StepTimes",
     "Unavailable", "Unsupported", "Workload", "residents", "roofline",
 ]  # fmt: skip
@@ -304,6 +305,16 @@ class Driver(Protocol):
 
     def open(self, info: DeviceInfo) -> Device:
         """DeviceError where the device is unavailable or only modelled."""
+
+
+@runtime_checkable
+class Fusing(Protocol):
+    """Optional on a driver: some ops of one run take less together than each by itself."""
+
+    def fuse(self, info: DeviceInfo, segment: Segment, workload: Workload) -> Mapping[str, Cost]:
+        """Costs by op of those ops of a run for which `estimate`, which sees an op alone, says too much; of the rest it
+        holds. Never more seconds than it says, so that a placement that breaks a pattern up costs no less. Pure.
+        """
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from hetrun.errors import GraphError
 from hetrun.tensor import Weight
@@ -373,18 +373,23 @@ class Attention(Op):
         return (read + workload.n_tokens) * self.kv.token_bytes()
 
 
+Function = Literal["silu", "gelu"]
+FUNCTIONS: tuple[str, ...] = get_args(Function)
+"""Of activations; gelu in its tanh form."""
+
+
 @dataclass(frozen=True)
 class GatedActivation(Op):
-    """f(gate) * up, elementwise.   function: "silu", or "gelu" (tanh form)."""
+    """f(gate) * up, elementwise.   function: f, of FUNCTIONS."""
 
     gate: Value
     up: Value
-    function: Literal["silu", "gelu"] = "silu"
+    function: Function = "silu"
     kind: ClassVar[str] = "gated_activation"
 
     def __post_init__(self) -> None:
         self._check_same(self.gate, self.up)
-        self._check(self.function in ("silu", "gelu"), f"unknown function {self.function!r}")
+        self._check(self.function in FUNCTIONS, f"unknown function {self.function!r}")
 
     @cached_property
     def output(self) -> Value:
@@ -428,12 +433,12 @@ class Experts(Op):
     gate: Weight
     up: Weight
     down: Weight
-    function: Literal["silu", "gelu"] = "silu"
+    function: Function = "silu"
     kind: ClassVar[str] = "experts"
 
     def __post_init__(self) -> None:
         self._check(self.x.rows == self.routes.rows, f"{self.x.rows} of {self.x.name} with routes of another batch")
-        self._check(self.function in ("silu", "gelu"), f"unknown function {self.function!r}")
+        self._check(self.function in FUNCTIONS, f"unknown function {self.function!r}")
         self._check(1 <= self.n_used <= self.n_experts, f"{self.n_used} of {self.n_experts} experts")
         n_ff = self.gate.shape[1] if len(self.gate.shape) == 3 else 0
         for weight, width in ((self.gate, self.x.width), (self.up, self.x.width), (self.down, n_ff)):

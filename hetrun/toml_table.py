@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -120,8 +120,10 @@ class TomlTable:
             self.fail(key, "the list is empty", "name at least one")
         return tuple(values)
 
-    def names(self, key: str, known: Any) -> frozenset[str]:
-        """A list of names out of `known`; ["all"] is every one of them."""
+    def names(self, key: str, known: Any, absent: Iterable[str] | None = None) -> frozenset[str]:
+        """A list of names out of `known`; ["all"] is every one of them.   absent: those where there is no list."""
+        if absent is not None and key not in self.values:
+            return frozenset(absent)
         names = self.texts(key)
         if names == ("all",):
             return frozenset(known)

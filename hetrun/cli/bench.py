@@ -43,7 +43,7 @@ def command(
     threads: int | None,
     pins: tuple[str, ...],
     plan_file: str | None,
-    kv_type: str,
+    kv_type: str | None,
     attention: options.Attention,
     extension: options.RopeExtension | None,
 ) -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from hetrun import api
 from hetrun.cli.options import FULL_ATTENTION, Attention
 from hetrun.errors import DeviceError, HetrunError, PlanError, PluginError, UsageError
+from hetrun.graph.graph import Graph
 from hetrun.model.architectures import GraphOptions, RopeExtension
 from hetrun.model.catalog import resolve_model
+from hetrun.plan.kv_format import DEFAULT
 from hetrun.plan.plan import Plan
 from hetrun.plugins import FoundDevice, Registry
 
@@ -24,14 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the options say of devices and placement. n_ctx: None for the model's own."""
+    """What the options say of devices and placement.   kv_type: None where the devices decide.   n_ctx: None for the
+    model's own.
+    """
 
     devices: tuple[str, ...] = ()
     system: str | None = None
     threads: int | None = None
     pins: tuple[str, ...] = ()
     plan_file: str | None = None
-    kv_type: str = "f16"
+    kv_type: str | None = None
     n_ctx: int | None = None
     attention: Attention = FULL_ATTENTION
     extension: RopeExtension | None = None
@@ -75,6 +79,7 @@ def load_model(
     except DeviceError as error:
         raise _blame(error, registry, devices) from error
     warn_of_broken(registry)
+    chosen_kv_type(model.session.runtime.graph, choice.kv_type)
     if model.stand_ins:
         names = ", ".join(d.info.id for d in model.stand_ins)
         if not stand_ins:
@@ -102,11 +107,23 @@ def planned_devices(
         raise _blame(error, registry, choice.devices) from error
 
 
+def chosen_kv_type(graph: Graph, asked: str | None) -> str:
+    """How the graph keeps keys and values; a note on stderr where the devices decided that it is not f16."""
+    chosen = next((kv.format for kv in graph.kv_specs.values()), DEFAULT)
+    if asked is None and chosen != DEFAULT:
+        print(
+            f"note: keys and values are kept as {chosen}, which every device takes that has attention "
+            f"(--kv-type {DEFAULT}: only devices that take {DEFAULT})",
+            file=sys.stderr,
+        )
+    return chosen
+
+
 def graph_options(choice: Choice) -> GraphOptions:
     attention = choice.attention
     return GraphOptions(
         n_ctx=choice.n_ctx or 0,
-        kv_format=choice.kv_type,
+        kv_format=choice.kv_type or DEFAULT,
         window=attention.window,
         sink=attention.sink,
         extension=choice.extension,

@@ -153,8 +153,9 @@ def cache(function: F) -> F:
     return _apply(
         function,
         click.option(
-            "--kv-type", default="f16", show_default=True, metavar="FORMAT",
-            help="How keys and values are kept: f32, f16, q8_0, kv4 (4 bit) or kv4h (4 bit, rotated first).",
+            "--kv-type", metavar="FORMAT",
+            help="How keys and values are kept: f32, f16, q8_0, kv4 (4 bit) or kv4h (4 bit, rotated first) "
+            "(default: f16, or the best that all the devices take).",
         ),
         click.option(
             "--attention", default="full", show_default=True, metavar="POLICY",

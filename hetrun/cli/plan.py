@@ -94,7 +94,7 @@ def command(
     target_tps: float | None,
     solver: Any,
     n_ctx: int | None,
-    kv_type: str,
+    kv_type: str | None,
     attention: options.Attention,
     extension: options.RopeExtension | None,
     save: str | None,
@@ -107,7 +107,15 @@ def command(
     """
     from hetrun import api
     from hetrun.cli.changes import Search
-    from hetrun.cli.loading import Choice, graph_options, planned_devices, read_plan, show_log, warn_of_broken
+    from hetrun.cli.loading import (
+        Choice,
+        chosen_kv_type,
+        graph_options,
+        planned_devices,
+        read_plan,
+        show_log,
+        warn_of_broken,
+    )
     from hetrun.plan.explain import Explanation
     from hetrun.plan.place import Forbid, Pin, Request, Task, check_plan
     from hetrun.plugins import Registry
@@ -133,10 +141,11 @@ def command(
         choice = replace(choice, devices=tuple(dict.fromkeys((*loaded.devices, *loaded.used_devices))))
     name, header = read_header(model, shape, quant)
     registry = Registry.load()
-    graph = api.graph_of(header, graph_options(choice), registry)
-    _check_lengths(request, graph)
     found = planned_devices(choice, registry)
+    graph = api.graph_on(found, header, graph_options(choice), registry, kv_type)
+    _check_lengths(request, graph)
     warn_of_broken(registry)
+    choice = replace(choice, kv_type=chosen_kv_type(graph, kv_type))
     search = Search(header, choice, request, rules, registry, model is not None)
     missed: Missed | None = None
     if loaded:

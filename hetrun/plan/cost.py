@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from hetrun.device import Cost, DeviceInfo, Link, Unsupported
+from hetrun.device import Cost, DeviceInfo, Fusing, Link, Segment, Unsupported
 from hetrun.errors import PluginError
 from hetrun.graph.graph import Graph
 from hetrun.ops import VALUE_BYTES, Op, Workload
 from hetrun.plan.plan import PhaseCost
-from hetrun.plan.segment import runs
+from hetrun.plan.segment import last_readers, runs, segment_of
 from hetrun.plugins import FoundDevice
 
 HOST = "host"
@@ -39,22 +39,44 @@ class Terms:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Every device's answer for every op of a graph under one workload. Costs are asked once, here."""
+    """Every device's answer for every op of a graph under one workload. Costs are asked once, here.
+
+    answers: what placing goes by.   alone: the same, had no device fused ops.   fusing: devices that do.
+    """
 
     graph: Graph
     workload: Workload
     devices: tuple[DeviceInfo, ...]
     answers: tuple[Mapping[str, Cost | Unsupported], ...]
+    alone: tuple[Mapping[str, Cost | Unsupported], ...]
+    fusing: Mapping[str, FoundDevice] = field(default_factory=dict)
 
     @classmethod
     def ask(cls, graph: Graph, workload: Workload, devices: Sequence[FoundDevice]) -> CostTable:
         """PluginError where a driver's answer is no cost."""
         for device in devices:
             check_info(device)
-        answers = tuple({d.info.id: _estimate(d, op, workload) for d in devices} for op in graph.ops)
+        answers = tuple({d.info.id: estimate(d, op, workload) for d in devices} for op in graph.ops)
         if any(d.calibration for d in devices):
             answers = tuple(_calibrated(graph, workload, devices, answers))
-        return cls(graph, workload, tuple(d.info for d in devices), answers)
+        # What was measured of a calibrated device's ops holds.
+        fusing = {d.info.id: d for d in devices if isinstance(d.driver, Fusing) and not d.calibration}
+        return cls(graph, workload, tuple(d.info for d in devices), answers, answers, fusing)
+
+    def fused(self, allowed: Sequence[Sequence[str]]) -> CostTable:
+        """With answers as of ops in the longest runs that a device may have, by the devices allowed for each op.
+
+        So they are right where a run has all of a pattern, and no more than the price where one has a part of it.
+        """
+        if not self.fusing:
+            return self
+        answers = [dict(by_device) for by_device in self.alone]
+        for device in self.fusing:
+            here = [device if device in ids else "" for ids in allowed]
+            for _, start, end in (run for run in runs(here) if run[0]):
+                for i, cost in self._fused_in(device, start, end).items():
+                    answers[i][device] = cost
+        return replace(self, answers=tuple(answers))
 
     def cost(self, op: int, device: str) -> Cost:
         """What a device that accepts the op takes for it."""
@@ -62,12 +84,47 @@ class CostTable:
         assert isinstance(answer, Cost)
         return answer
 
+    def in_runs(self, placement: Sequence[str]) -> list[Cost]:
+        """What each op takes in the run that the placement makes of it."""
+        costs = [self.alone[i][device] for i, device in enumerate(placement)]
+        for device, start, end in runs(placement):
+            if device in self.fusing:
+                for i, cost in self._fused_in(device, start, end).items():
+                    costs[i] = cost
+        return [cost for cost in costs if isinstance(cost, Cost)]
+
+    def _fused_in(self, device: str, start: int, end: int) -> Mapping[int, Cost]:
+        """What ops of one run take that they would not alone, by their numbers."""
+        known = self._fusions.get((device, start, end))
+        if known is None:
+            n_tokens, n_outputs = self.workload.n_tokens, self.workload.n_outputs
+            segment = segment_of(self.graph, self._last_reader, start, end, n_tokens, n_outputs)
+            found = fused_costs(self.fusing[device], segment, self.workload)
+            number = {op.name: start + i for i, op in enumerate(segment.ops)}
+            known = {number[name]: cost for name, cost in found.items()}
+            self._fusions[device, start, end] = known
+        return known
+
+    @cached_property
+    def _fusions(self) -> dict[tuple[str, int, int], Mapping[int, Cost]]:
+        return {}
+
+    @cached_property
+    def _last_reader(self) -> Mapping[str, int]:
+        return last_readers(self.graph)
+
     def price(self, placement: Sequence[str]) -> PhaseCost:
         """Predicted time and energy of one step. `placement` names a device for each op, in order, all of which accept
         their op.
         """
+        return self._price(placement, self.in_runs(placement))
+
+    def bound(self, placement: Sequence[str]) -> PhaseCost:
+        """What placing goes by: the price, or less where a run has a part of what its device would fuse."""
+        return self._price(placement, [self.cost(i, device) for i, device in enumerate(placement)])
+
+    def _price(self, placement: Sequence[str], costs: Sequence[Cost]) -> PhaseCost:
         infos = {d.id: d for d in self.devices}
-        costs = [self.cost(i, device) for i, device in enumerate(placement)]
         segments = runs(placement)
         copies = list(self.copies(placement))
         joules: float | None = None
@@ -86,7 +143,7 @@ class CostTable:
     def bases(self, placement: Sequence[str]) -> set[str]:
         """Where each number of `price` comes from: those of ops, launches and links."""
         infos = {d.id: d for d in self.devices}
-        found = {self.cost(i, device).basis for i, device in enumerate(placement)}
+        found = {cost.basis for cost in self.in_runs(placement)}
         found |= {infos[device].launch.basis for device, _, _ in runs(placement) if infos[device].launch.seconds}
         return found | {link.basis for c in self.copies(placement) for link in _links(c[0], c[1])}
 
@@ -205,7 +262,8 @@ def _calibrated(
         }
 
 
-def _estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsupported:
+def estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsupported:
+    """The driver's answer. PluginError where it is none."""
     try:
         answer = device.driver.estimate(device.info, op, workload)
     except Exception as error:
@@ -218,6 +276,27 @@ def _estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsuppo
         fault = f"estimate of {op.name} ({op.kind}) {wrong}"
         raise PluginError.broken_contract(device.info.id, device.plugin, fault)
     return answer
+
+
+def fused_costs(device: FoundDevice, segment: Segment, workload: Workload) -> Mapping[str, Cost]:
+    """What a `Fusing` driver says of a run of ops that it accepts. PluginError where that cannot be."""
+    assert isinstance(device.driver, Fusing)
+    try:
+        found = device.driver.fuse(device.info, segment, workload)
+    except Exception as error:
+        fault = f"fuse of {segment.name} raised {type(error).__name__}: {error}"
+        raise PluginError.broken_contract(device.info.id, device.plugin, fault) from error
+    ops = {op.name: op for op in segment.ops}
+    for name, cost in found.items():
+        wrong = _fault(cost) if name in ops else "is no op of the run"
+        if not wrong:
+            alone = estimate(device, ops[name], workload)
+            if isinstance(alone, Cost) and cost.seconds > alone.seconds:
+                wrong = f"takes {cost.seconds!r} seconds, more than the {alone.seconds!r} that it takes alone"
+        if wrong:
+            fault = f"fuse of {segment.name}: {name} {wrong}"
+            raise PluginError.broken_contract(device.info.id, device.plugin, fault)
+    return found
 
 
 def _fault(cost: object) -> str | None:

@@ -73,6 +73,10 @@ class Problem:
     def cost(self, placements: Placements) -> float:
         return sum(self.terms[p].of(self.tables[p].price(placements[p])) for p in PHASES)
 
+    def bound(self, placements: Placements) -> float:
+        """At most the cost; no other placements have less where `cheapest` chose these."""
+        return sum(self.terms[p].of(self.tables[p].bound(placements[p])) for p in PHASES)
+
     def memory(self, placements: Placements) -> dict[str, int]:
         """Resident bytes by space. A block that both phases name on a device is one; host memory is one space however
         many devices use it."""
@@ -113,9 +117,9 @@ class Problem:
 def fit(problem: Problem) -> Fit | Misfit:
     """The cheapest placements found that fit, with a bound; or how close any comes."""
     free = problem.cheapest()
-    bound = problem.cost(free)
+    bound = problem.bound(free)
     if problem.fits(free):
-        return Fit(free, bound, bound)
+        return Fit(free, problem.cost(free), bound)
     search = _Search(problem, free)
     misfit = search.start()
     if misfit:
@@ -180,7 +184,7 @@ class _Search:
         problem = self.problem
         for _ in range(_ROUNDS):
             placements = problem.cheapest(self.prices)
-            priced = problem.cost(placements) + self.relaxed_price(placements)
+            priced = problem.bound(placements) + self.relaxed_price(placements)
             self.bound = max(self.bound, priced - sum(p * problem.limits.get(s, 0) for s, p in self.prices.items()))
             if self.offer_each(placements):
                 for other in self.too_large[-2:]:
@@ -200,7 +204,7 @@ class _Search:
         )
         if STEP not in self.prices:
             return paid
-        return paid + self.prices[STEP] * self.problem.tables["decode"].price(placements["decode"]).total_s
+        return paid + self.prices[STEP] * self.problem.tables["decode"].bound(placements["decode"]).total_s
 
     def adjust(self, placements: Placements) -> None:
         """Halves, in logarithms, the range in which each price lies."""

@@ -41,6 +41,7 @@ class Task:
         tables: dict[Phase, CostTable] = {p: CostTable.ask(graph, request.workload(p), devices) for p in PHASES}
         by_op = resolve(graph, devices, rules)
         allowed = allowed_devices(tables, by_op)
+        tables = {phase: table.fused(allowed) for phase, table in tables.items()}
         if request.objective == "energy":
             _check_power(tables, allowed)
         limits: dict[str, float] = dict(capacities(devices))

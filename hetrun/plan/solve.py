@@ -37,7 +37,7 @@ def cheapest(
     terms: Mapping[Phase, Terms],
     prices: Mapping[str, float] | None = None,
 ) -> dict[Phase, tuple[str, ...]]:
-    """The placements of both phases with the least sum of `terms[phase].of(CostTable.price(...))`.
+    """The placements of both phases with the least sum of `terms[phase].of(CostTable.bound(...))`.
 
     allowed: ids of the devices that each op may run on, at least one each, which all accept it in both phases.
     prices: what a resident byte counts, by space, added as `CostTable.memory_price` says.

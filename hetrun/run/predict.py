@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hetrun.device import Cost, Segment, StepTimes
+from hetrun.device import Cost, Fusing, Segment, StepTimes
 from hetrun.graph.graph import Graph
 from hetrun.ops import Op, Workload
-from hetrun.plan.cost import copy_seconds
+from hetrun.plan.cost import copy_seconds, fused_costs
 from hetrun.plugins import FoundDevice
 from hetrun.run.build import Runtime
 from hetrun.run.trace import CopyRecord, RunRecord
@@ -122,6 +122,8 @@ class Prediction:
             for op in self.graph.ops
         }
         self._segments = {(s.device, s.segment.name): s.segment for steps in runtime.steps.values() for s in steps}
+        self._whole = {(d, tuple(op.name for op in s.ops)): s for (d, _), s in self._segments.items()}
+        self._fusions: dict[tuple[str, tuple[str, ...], Workload], Mapping[str, float]] = {}
         self._groups: dict[tuple[str, str, int], tuple[Group, ...]] = {}
         self._costs: dict[tuple[str, Workload], dict[int, OpCost]] = {}
 
@@ -144,8 +146,29 @@ class Prediction:
             known[kind] = OpCost(cost.seconds if cost else 0.0, op.flops(workload), nbytes)
         return known[kind]
 
+    def ops(self, device: str, group: Group, workload: Workload) -> list[OpCost]:
+        """Of the group's ops, in one step."""
+        fused = self._fused(device, group, workload)
+        costs = (self.op(device, op, workload) for op in group.ops)
+        return [replace(c, seconds=fused.get(op.name, c.seconds)) for op, c in zip(group.ops, costs, strict=True)]
+
     def group(self, device: str, group: Group, workload: Workload) -> OpCost:
-        return sum((self.op(device, op, workload) for op in group.ops), NOTHING)
+        return sum(self.ops(device, group, workload), NOTHING)
+
+    def _fused(self, device: str, group: Group, workload: Workload) -> Mapping[str, float]:
+        """Seconds of ops that take less in their run than alone, where the group is the run."""
+        found, segment = self._found[device], self._whole.get((device, group.names))
+        if segment is None or not self._fuses(found):
+            return {}
+        key = (device, group.names, workload)
+        if key not in self._fusions:
+            costs = fused_costs(found, segment, workload)
+            self._fusions[key] = {name: cost.seconds for name, cost in costs.items()}
+        return self._fusions[key]
+
+    @staticmethod
+    def _fuses(found: FoundDevice) -> bool:
+        return isinstance(found.driver, Fusing) and not found.calibration
 
     def launch_s(self, device: str) -> float:
         """Of one run."""
@@ -158,8 +181,12 @@ class Prediction:
     def basis(self, device: str) -> tuple[str, ...]:
         """Where the predictions for a device come from."""
         found = self._found[device]
-        costs = (self._cost(found, op, Workload(1, 0)) for op in self._ops_on(device))
-        return tuple(sorted({c.basis for c in costs if c}))
+        step = Workload(1, 0)
+        costs = {op.name: self._cost(found, op, step) for op in self._ops_on(device)}
+        for (own, _), segment in self._segments.items():
+            if own == device and self._fuses(found):
+                costs.update(fused_costs(found, segment, step))
+        return tuple(sorted({c.basis for c in costs.values() if c}))
 
     def devices(self) -> Iterator[FoundDevice]:
         yield from self._found.values()

@@ -234,7 +234,7 @@ class _Summing:
         device.launch_s += max(0.0, whole_s - parts_s)
 
     def _cell(self, device: str, group: Group, step: StepRecord, measured_s: float) -> None:
-        costs = [self.prediction.op(device, op, step.workload) for op in group.ops]
+        costs = self.prediction.ops(device, group, step.workload)
         whole = sum(costs, NOTHING)
         layer = group.layers[0] if len(group.layers) == 1 else None
         key = (device, group)

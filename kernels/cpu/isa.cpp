@@ -2,6 +2,11 @@
 #include "hetrun_cpu.h"
 #include "kernels.h"
 
+#if defined(HETRUN_WITH_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__linux__) && (defined(__aarch64__) || defined(__arm__))
 #include <sys/auxv.h>
 #endif
@@ -12,6 +17,7 @@ extern const Kernels kernels_generic_all;
 #ifdef HETRUN_WITH_X86
 extern const Kernels kernels_avx2_all;
 extern const Kernels kernels_avx512_all;
+extern const Kernels kernels_amx_all;
 #endif
 #ifdef HETRUN_WITH_NEON
 extern const Kernels kernels_neon_all;
@@ -23,12 +29,33 @@ extern const Kernels kernels_dotprod_all;
 extern const Kernels kernels_i8mm_all;
 #endif
 
+#ifdef HETRUN_WITH_X86
+namespace {
+
+// AMX-INT8, and the system's leave to use tiles. Threads save 8 KB more from then on, if they do use them. The system refuses
+// where the stack of a signal handler has no room for that, or where it is too old to know tiles.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;      // CPUID 7.0, EDX
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+#endif
+
 const Kernels* kernels_of(int isa) {
     switch (isa) {
         case HETRUN_ISA_GENERIC: return &kernels_generic_all;
 #ifdef HETRUN_WITH_X86
         case HETRUN_ISA_AVX2: return &kernels_avx2_all;
         case HETRUN_ISA_AVX512: return &kernels_avx512_all;
+        case HETRUN_ISA_AMX: return &kernels_amx_all;
 #endif
 #ifdef HETRUN_WITH_NEON
         case HETRUN_ISA_NEON: return &kernels_neon_all;
@@ -52,6 +79,7 @@ uint32_t isa_mask() {
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
         mask |= 1u << HETRUN_ISA_AVX512;
+    if ((mask >> HETRUN_ISA_AVX512 & 1) && may_use_tiles()) mask |= 1u << HETRUN_ISA_AMX;
 #endif
 #if defined(HETRUN_WITH_NEON) && defined(__aarch64__)
     mask |= 1u << HETRUN_ISA_NEON;

@@ -21,6 +21,20 @@ struct PanelBlock {
 };
 static_assert(sizeof(PanelBlock) == 512, "prepared_width in hetrun_cpu/steps.py counts on it");
 
+// The same for tiles, which want a token's codes side by side and tokens at one distance from each other, beyond the first 8
+// too: blocks of two panels stand in turn.
+struct TilePanel {
+    enum { kScale, kHalfSum32, kSum32, kSum16 };  // numbers that the tokens have, kSum16 of the first half of the columns
+    struct {
+        int8_t codes[32];                // of a token
+        float of_tokens[kPanelTokens];  // one of their numbers
+    } rows[kPanelTokens];
+};
+static_assert(sizeof(TilePanel) == sizeof(PanelBlock), "either fits the memory of the other");
+
+// There is memory for prepared rows in multiples of this: what a tile takes, PANEL_TOKENS in hetrun_cpu/steps.py.
+constexpr size_t kPreparedRows = 2 * kPanelTokens;
+
 // A row of activations as the matmul kernels want it, at byte offsets from the start of the row.
 // int8: blocks of 32 codes in [-127, 127], x = scale * code; sum32 and sum16 hold scale * (sum of 32 or 16 codes).
 // Scales have the 11 significant bits that llama.cpp gives them (a half's, but with float's range). half_sum32 is sum32 by the
@@ -187,8 +201,11 @@ struct TypeKernels {
 
 struct Kernels {
     const TypeKernels* types[kTypes];  // by type number, null where there are none
-    // n columns of 8 tokens, normed first if there are weights for it, into their panel; null where no type has a packed form.
-    void (*prepare_panel)(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel);
+    // Panels whose blocks stand in turn: the first of each, the second of each, ...
+    size_t panels_together;
+    // n columns of 8 tokens, normed first if there are weights for it, into blocks of their panel, which are `stride` bytes
+    // apart; null where no type has a packed form.
+    void (*prepare_panel)(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel, size_t stride);
     void (*prepare_int8)(const float* x, const PreparedLayout&, uint8_t* out);
     void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* out);
     // Rotates one head. half: pairs (i, i + n_pairs), else (2i, 2i + 1). `out` may be `x`.
@@ -203,6 +220,13 @@ struct Kernels {
     void (*attend_merge)(size_t head_dim, float* sums, float& largest, float* other, float other_largest);
     void (*attend_finish)(KvFormat, size_t head_dim, float* sums, float* out);
     void (*hadamard)(float* x, size_t n);
+
+    size_t panel_stride() const { return panels_together * sizeof(PanelBlock); }
+    // Where the panel of token t begins, a multiple of kPanelTokens.
+    uint8_t* panel_of(uint8_t* panels, const PreparedLayout& layout, size_t t) const {
+        const size_t panel = t / kPanelTokens, own = panel % panels_together;
+        return panels + (panel - own) * layout.panel + own * sizeof(PanelBlock);
+    }
 };
 
 // Kernels of a hetrun_isa, or null where the library has none. Whether the machine can run them: isa_mask().

@@ -223,13 +223,13 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
             const uint64_t max_rows = s.out->outputs ? spec_.max_outputs : spec_.max_tokens;
             const uint64_t row_bytes = layout.stride + layout.panel / kPanelTokens;
             good = (int8 || floats) && (!int8 || width % 32 == 0) && s.out->width * sizeof(float) == row_bytes &&
-                   spec_.values[raw.out].nbytes >= product(row_bytes, round_up(static_cast<size_t>(max_rows), kPanelTokens));
+                   spec_.values[raw.out].nbytes >= product(row_bytes, round_up(static_cast<size_t>(max_rows), kPreparedRows));
             if (good && s.weight[0]) {
                 if (const int status = vector_of(raw.weight[0], width, vector)) return status;
             }
             Value& scratch = values_[static_cast<size_t>(raw.out)];
             scratch.prepared = layout;
-            scratch.panels = scratch.data + round_up(static_cast<size_t>(max_rows), kPanelTokens) * layout.stride;
+            scratch.panels = scratch.data + round_up(static_cast<size_t>(max_rows), kPreparedRows) * layout.stride;
             break;
         }
         case HETRUN_MATMUL: {

@@ -130,7 +130,7 @@ void Run::prepare(const Step& s, uint32_t thread) {
             const float* panel[kPanelTokens];  // beyond the last row the last once more, which nobody reads
             for (size_t i = 0; i < kPanelTokens; ++i) panel[i] = x.row(std::min(t + i, r.end - 1));
             k_.prepare_panel(panel, s.weight[0] ? s.weight[0]->floats : nullptr, s.f0, x.width,
-                             s.out->panels + t / kPanelTokens * layout.panel);
+                             k_.panel_of(s.out->panels, layout, t), k_.panel_stride());
         }
         if (!s.rows_read && !floats) return;
     }

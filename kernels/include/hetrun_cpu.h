@@ -39,7 +39,8 @@ enum hetrun_isa {
     HETRUN_ISA_NEON = 3,
     HETRUN_ISA_DOTPROD = 4, /* NEON with SDOT */
     HETRUN_ISA_I8MM = 5,    /* NEON with SDOT, USDOT and SMMLA */
-    HETRUN_ISA_COUNT = 6
+    HETRUN_ISA_AMX = 6,     /* AVX-512 as above with AMX-INT8 */
+    HETRUN_ISA_COUNT = 7
 };
 
 enum hetrun_step_kind {

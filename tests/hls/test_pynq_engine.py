@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,24 @@ def test_threads_share_rows_and_change_no_bit(threads: int) -> None:
     for _ in range(5):
         y = matmul_on(PynqZ1Driver(), "Q4_1", blocks, x, 576, threads=threads)
         assert np.array_equal(y.view(np.uint32), expected.view(np.uint32))
+
+
+def test_two_devices_in_two_threads_keep_to_their_own() -> None:
+    """An engine's block RAM is one array of the library, whichever device runs it."""
+    rng = np.random.default_rng(10)
+    cases = []
+    for name, columns in (("Q4_1", 576), ("Q6_K", 1536)):
+        blocks = engine_order.random_blocks(rng, name, 700, columns)
+        x = rng.standard_normal((8, columns)).astype(np.float32)
+        cases.append((name, blocks, x, columns, engine_order.multiply(name, blocks, x)))
+
+    def differing(case: tuple[str, np.ndarray, np.ndarray, int, np.ndarray]) -> int:
+        name, blocks, x, columns, expected = case
+        found = (matmul_on(PynqZ1Driver(), name, blocks, x, columns, threads=1) for _ in range(10))
+        return sum(not np.array_equal(y.view(np.uint32), expected.view(np.uint32)) for y in found)
+
+    with ThreadPoolExecutor(len(cases)) as threads:
+        assert list(threads.map(differing, cases)) == [0, 0]
 
 
 def test_products_that_vanish_are_flushed_as_the_fabric_does() -> None:

@@ -127,7 +127,7 @@ def test_a_weight_that_no_pieces_hold_is_named_whole_and_takes_nothing() -> None
     board = CrampedBoard(iter([0, 0, 1 << 24, 0, 0, 0, 0]))
     with pytest.raises(AllocationError, match=f"{stream_bytes(op.weight)} bytes are more"):
         multiply(board, (op,), op.output, {"y.weight": blocks}, np.zeros((1, 256), np.float32))
-    assert board._pieces.free_bytes == (64 << 20) - 64 * len(board.pieces)
+    assert board._pieces.n_free == (64 << 20) - 64 * len(board.pieces)
 
 
 @pytest.mark.parametrize("quant", ["Q2_K", "Q4_0"])

@@ -107,6 +107,28 @@ def test_basis_is_the_weakest_of_the_numbers(write: Write, launch: str, expected
     assert profile.basis == f"{expected}:profile mine"
 
 
+def test_what_is_fused_and_which_functions_there_are(write: Write) -> None:
+    lists = 'ops = ["matmul", "gated_activation"]\nfunctions = ["silu"]\nfused = ["gated_activation"]'
+    profile = load_profile(write(PROFILE.replace('ops = ["matmul", "add"]', lists)))
+    assert (profile.functions, profile.fused) == ({"silu"}, {"gated_activation"})
+    plain = load_profile(write(PROFILE))
+    assert (plain.functions, plain.fused) == ({"silu", "gelu"}, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "hint"),
+    [
+        ('fused = ["mul"]', "unknown 'mul'", "did you mean matmul"),
+        ('fused = ["rope"]', "unknown 'rope'", "matmul"),  # it is none of the profile's ops
+        ('functions = ["gelu_erf"]', "unknown 'gelu_erf'", "gelu"),
+    ],
+)
+def test_a_bad_name_among_them_is_told(write: Write, line: str, said: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        load_profile(write(PROFILE.replace("kv_formats", f"{line}\nkv_formats", 1)))
+    assert hint in (raised.value.remedy or "")
+
+
 def test_all_stands_for_every_name(write: Write) -> None:
     profile = load_profile(write(PROFILE.replace('["Q4_K"]', '["all"]')))
     assert {"F32", "Q4_K", "Q6_K"} <= profile.types

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +54,23 @@ def test_an_isa_that_the_machine_lacks_makes_it_unavailable(isa: str, monkeypatc
     assert info.unavailable is not None
     assert isa in info.unavailable.reason
     assert ISAS[0] in info.unavailable.remedy
+
+
+SMALL_SIGNAL_STACK = """
+import ctypes
+from hetrun_cpu import native
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("nbytes", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 8192)), None) == 0
+print(*native.isa_names())
+"""
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa == "amx"])
+def test_tiles_that_a_signal_handler_has_no_room_for_are_not_used(isa: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SMALL_SIGNAL_STACK], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [name for name in ISAS if name != isa]
 
 
 def test_an_unknown_setting_is_named() -> None:

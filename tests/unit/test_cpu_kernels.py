@@ -130,6 +130,36 @@ def test_rows_do_not_depend_on_threads_or_on_other_tokens(type_name: str, isa: s
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tokens_beyond_the_cache_give_the_bits_of_single_ones(threads: int, isa: str) -> None:
+    """Rows so wide that a prompt is multiplied in blocks of 32 tokens: gate and up, and their product by a third."""
+    width, inner, n = 16384, 288, 37
+    x = Value("x", width)
+    gate, up = (MatMul(name, x, weight(f"{name}.w", "Q4_0", inner, width)) for name in ("gate", "up"))
+    both = GatedActivation("act", gate.output, up.output)
+    ops = [gate, up, both, MatMul("y", both.output, weight("y.w", "Q4_0", 65, inner))]
+    rows = normal(n, width)
+    with Rig(ops, [x], isa=isa, threads=threads, max_tokens=n, max_outputs=n) as rig:
+        got = rig.run(tokens(n), x=rows)
+        want = np.concatenate([rig.run(tokens(1, i), x=rows[i : i + 1]) for i in range(n)])
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa == "amx"])
+@pytest.mark.parametrize("n_tokens", [8, 9, 16, 17, 33])
+@pytest.mark.parametrize("type_name", sorted(QUANTISED_TYPES))
+def test_tiles_give_the_bits_of_vectors(type_name: str, n_tokens: int, isa: str) -> None:
+    """Codes of any bits, so that sums of scaled codes reach what they can."""
+    width = {256: 2304, 64: 1152}.get(block_size(type_name), 1120)
+    w, x, value = weight("w", type_name, 53, width), np.sign(normal(n_tokens, width)) * 127, Value("x", width)
+    results = []
+    for name in (isa, "avx512"):
+        with Rig([MatMul("y", value, w)], [value], isa=name, threads=2, max_tokens=33, max_outputs=33) as rig:
+            results.append(rig.run(tokens(n_tokens), x=x))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("type_name", ["F32", "Q4_1", "Q8_0", "Q2_K", "Q3_K", "Q6_K"])
 def test_a_poisoned_activation_poisons_its_row_alone(type_name: str, poison: float, isa: str) -> None:

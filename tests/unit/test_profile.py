@@ -6,17 +6,19 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import remote
 from cpu_rig import ISAS
-from sessions import cpu, open_session, silent, simulated
+from sessions import Simulated, cpu, open_session, silent, simulated
 
 from hetrun.cli.output_file import OutputFile
 from hetrun.errors import UsageError
 from hetrun.plan.cost import CostTable
+from hetrun.plugins import FoundDevice
 from hetrun.run.chrome_trace import chrome_trace
 from hetrun.run.profile import make_profile
 from hetrun.run.profile_record import profile_record
@@ -37,6 +39,19 @@ def recorded(devices, pins=(), prompt=(5, 6, 7), n_decode=2):
         return profile, session.trace, session.runtime, json.loads(json.dumps(profile_record(profile)))
 
 
+class Joins(Simulated):
+    """Ops of one run take half of what they take alone."""
+
+    def fuse(self, info, segment, workload):
+        costs = {op.name: self.estimate(info, op, workload) for op in segment.ops}
+        return {name: replace(c, seconds=c.seconds / 2) for name, c in costs.items()} if len(costs) > 1 else {}
+
+
+def joins():
+    driver = Joins()
+    return FoundDevice(driver, driver.probe({})[0], "simulated")
+
+
 MIXES = {
     "one device": ([remote.reference], []),
     "behind a link": ([remote.reference, remote.behind], ["blk.0.*=behind", "*ffn_act=behind"]),
@@ -44,6 +59,7 @@ MIXES = {
     "on shared memory": ([remote.reference, remote.beside], ["*attn_[qkv]=beside"]),
     "untimed": ([remote.reference, silent], ["blk.0.*=silent"]),
     "simulated": ([remote.reference, simulated], ["*=reference", "blk.0.*=simulated"]),
+    "fused": ([remote.reference, joins], ["*=reference", "blk.0.*=simulated"]),
 }
 
 

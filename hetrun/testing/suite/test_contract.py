@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from hetrun.device import API_VERSION, Cost, Device, Link, Program, Unsupported
+from hetrun.device import API_VERSION, Cost, Device, Fusing, Link, Program, Unsupported
 from hetrun.errors import DeviceError
 from hetrun.ops import MatMul, Op, Value, Workload
 from hetrun.tensor import TensorType, Weight
@@ -195,6 +195,24 @@ def test_compile_is_deterministic(rig: Rig, layer: Layer) -> None:
         for run in runs:
             first, second = _shown(rig.driver.compile(rig.info, run)), _shown(rig.driver.compile(rig.info, run))
             assert first == second, run.name
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.id)
+def test_fused_ops_cost_no_more_than_alone(rig: Rig, layer: Layer) -> None:
+    """Of a driver that fuses: it names ops of the run alone, for at most what `estimate` says and the same memory, and
+    says the same twice."""
+    if not isinstance(rig.driver, Fusing):
+        pytest.skip("the driver fuses nothing that its estimates do not know")
+    for run in layer.runs(lambda op: rig.refusal(op, layer.workload) is None):
+        costs = rig.driver.fuse(rig.info, run, layer.workload)
+        ops = {op.name: op for op in run.ops}
+        assert costs.keys() <= ops.keys(), run.name
+        for name, cost in costs.items():
+            alone = rig.estimate(ops[name], layer.workload)
+            assert_cost(cost)
+            assert isinstance(alone, Cost) and cost.seconds <= alone.seconds, name
+            assert cost.resident == alone.resident, name
+        assert rig.driver.fuse(rig.info, run, layer.workload) == costs
 
 
 def _shown(program: Program) -> tuple[object, ...]:

@@ -81,7 +81,10 @@ inline V8i add_bytes(V8i acc, V8i codes) {
 
 #define HETRUN_PACKED 1
 constexpr bool kWideDot = true;  // codes of 8 bits are as good as any
-constexpr int kTileVectors = 2, kTilePanelTokens = 8;
+constexpr int kTileVectors = 2;
+#ifndef HETRUN_TILES
+constexpr int kTilePanelTokens = 8;
+#endif
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     return (Vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, (__m512i)activations);
 }

@@ -35,7 +35,7 @@ inline V8f rounded_halves8(V8f x) {
 }
 
 // 32 columns of 8 tokens: the same numbers as prepare_int8 has.
-inline void panel_block(const Vf (&x)[8][32 / kLanes], PanelBlock& to) {
+inline void panel_block(const Vf (&x)[8][32 / kLanes], uint8_t* out) {
     V8i largest[8], codes[8];
     for (int t = 0; t < 8; ++t) largest[t] = magnitudes32(x[t]);
     transpose8(largest);
@@ -51,28 +51,41 @@ inline void panel_block(const Vf (&x)[8][32 / kLanes], PanelBlock& to) {
     std::memcpy(inverse, &quotient, sizeof inverse);
 
     for (int t = 0; t < 8; ++t) codes[t] = codes32(x[t], inverse[t]);
+    const auto store = [](void* to, auto v) { std::memcpy(to, &v, sizeof v); };
+#ifdef HETRUN_TILES
+    TilePanel& tile = *reinterpret_cast<TilePanel*>(out);
+    for (int t = 0; t < 8; ++t) store(tile.rows[t].codes, codes[t] & (V8i{} + good[t]));
+#endif
     transpose8(codes);
     V8i sum[2] = {};
     for (int j = 0; j < 8; ++j) {
         codes[j] &= good;
         sum[j / 4] = add_bytes(sum[j / 4], codes[j]);
-        std::memcpy(to.codes[j], &codes[j], sizeof(V8i));
     }
-    const auto store = [](void* out, auto v) { std::memcpy(out, &v, sizeof v); };
     const V8f both = __builtin_convertvector(sum[0] + sum[1], V8f);
-    store(to.half_sum32, rounded_halves8(scale * both));
+    const V8f half_sum32 = rounded_halves8(scale * both);
     scale = rounded_halves8(scale);
+    const V8f sum16[2] = {scale * __builtin_convertvector(sum[0], V8f), scale * __builtin_convertvector(sum[1], V8f)};
+#ifdef HETRUN_TILES
+    store(tile.rows[TilePanel::kScale].of_tokens, scale);
+    store(tile.rows[TilePanel::kHalfSum32].of_tokens, half_sum32);
+    store(tile.rows[TilePanel::kSum32].of_tokens, scale * both);
+    for (int i = 0; i < 2; ++i) store(tile.rows[TilePanel::kSum16 + i].of_tokens, sum16[i]);
+#else
+    PanelBlock& to = *reinterpret_cast<PanelBlock*>(out);
+    for (int j = 0; j < 8; ++j) store(to.codes[j], codes[j]);
+    store(to.half_sum32, half_sum32);
     store(to.scale, scale);
     store(to.sum32, scale * both);
     store(to.neg32, -(sum[0] + sum[1]));
     for (int i = 0; i < 2; ++i) {
         store(to.neg16[i], -sum[i]);
-        store(to.sum16[i], scale * __builtin_convertvector(sum[i], V8f));
+        store(to.sum16[i], sum16[i]);
     }
+#endif
 }
 
-void prepare_panel(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel) {
-    PanelBlock* blocks = reinterpret_cast<PanelBlock*>(panel);
+void prepare_panel(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel, size_t stride) {
     float factor[8];
     for (int t = 0; norm && t < 8; ++t) factor[t] = rms_factor(rows[t], n, eps);
     for (size_t b = 0; b < n / 32; ++b) {
@@ -84,7 +97,7 @@ void prepare_panel(const float* const* rows, const float* norm, float eps, size_
             const Vf weight = load_floats(norm + at);
             for (int t = 0; t < 8; ++t) x[t][i] = x[t][i] * splat(factor[t]) * weight;
         }
-        panel_block(x, blocks[b]);
+        panel_block(x, panel + b * stride);
     }
 }
 

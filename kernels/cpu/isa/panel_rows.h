@@ -4,8 +4,7 @@
 namespace hetrun::cpu {
 namespace {
 
-void prepare_panel(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel) {
-    PanelBlock* blocks = reinterpret_cast<PanelBlock*>(panel);
+void prepare_panel(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel, size_t stride) {
     const PreparedLayout layout(32, true, false);
     alignas(64) uint8_t prepared[1024];
     const auto number = [&](size_t offset, size_t i) { return reinterpret_cast<const float*>(prepared + offset)[i]; };
@@ -17,7 +16,7 @@ void prepare_panel(const float* const* rows, const float* norm, float eps, size_
             float normed[32];
             for (size_t i = 0; norm && i < 32; ++i) normed[i] = from[i] * factor * norm[32 * b + i];
             prepare_int8(norm ? normed : from, layout, prepared);
-            PanelBlock& to = blocks[b];
+            PanelBlock& to = *reinterpret_cast<PanelBlock*>(panel + b * stride);
             for (size_t j = 0; j < 8; ++j) std::memcpy(to.codes[j][t], prepared + 4 * j, 4);
             to.scale[t] = number(layout.scale, 0);
             to.half_sum32[t] = number(layout.half_sum32, 0);

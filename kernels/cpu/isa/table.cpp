@@ -28,7 +28,10 @@ constexpr Kernels table() {
     HETRUN_TYPES(HETRUN_ENTER)
     k.prepare_int8 = prepare_int8;
 #ifdef HETRUN_PACKED
+    k.panels_together = kPanelsTogether;
     k.prepare_panel = prepare_panel;
+#else
+    k.panels_together = 1;
 #endif
     k.rms_norm = rms_norm;
     k.rope = rope;

@@ -19,6 +19,12 @@
 #else
 #include "gemv.h"
 #endif
+#include "panel_weights.h"
+#ifdef HETRUN_TILES
+#include "gemm_tiles.h"
+#else
+#include "gemm_vectors.h"
+#endif
 #include "gemm.h"
 #include "lookup.h"
 #endif

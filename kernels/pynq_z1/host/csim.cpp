@@ -1,5 +1,6 @@
 // A board whose fabric is the engine's source, and whose DDR is a piece of this process.
 #include <memory>
+#include <mutex>
 #include <new>
 
 #include "../hls/engine.h"
@@ -16,6 +17,9 @@ struct hetrun_pynq_csim {
 namespace {
 
 thread_local hetrun_pynq_csim* running = nullptr;
+
+// The engine's block RAM is static, as in a fabric of its own: all boards of a process take turns.
+std::mutex fabric;
 
 }  // namespace
 
@@ -56,6 +60,7 @@ void hetrun_pynq_csim_write(void* context, uint32_t offset, uint32_t value) {
     if (offset == HETRUN_PYNQ_REG_COUNT) board.count = value;
     if (offset != HETRUN_PYNQ_REG_CTRL || (value & 1) == 0) return;
     const uint64_t* words = reinterpret_cast<const uint64_t*>(board.memory);
+    const std::lock_guard<std::mutex> turn(fabric);
     running = &board;
     hetrun_pynq_engine(words, words, words, reinterpret_cast<uint32_t*>(board.memory), board.ring, board.count, &board.version,
                        &board.config, &board.status, &board.done, &board.busy_cycles, &board.stall_cycles);

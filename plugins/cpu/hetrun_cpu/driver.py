@@ -34,8 +34,11 @@ TYPES = FLOAT_TYPES | QUANTISED_TYPES | DEQUANTISED_TYPES
 # the memory's share of one core, the barrier and loop overhead of a step.
 FLOPS_PER_S_CORE = {
     "generic": 1.0e10, "avx2": 6.0e10, "avx512": 1.0e11, "neon": 8.0e9, "dotprod": 3.0e10, "i8mm": 3.0e10,
+    "amx": 3.0e11,
 }  # fmt: skip
-BYTES_PER_S_CORE = {"generic": 4.0e9, "avx2": 1.0e10, "avx512": 1.5e10, "neon": 2.0e9, "dotprod": 8.0e9, "i8mm": 8.0e9}
+BYTES_PER_S_CORE = {
+    "generic": 4.0e9, "avx2": 1.0e10, "avx512": 1.5e10, "neon": 2.0e9, "dotprod": 8.0e9, "i8mm": 8.0e9, "amx": 1.5e10,
+}  # fmt: skip
 OP_S = 1.0e-6
 LAUNCH_S = 1.0e-6
 BASIS = "analytic:cpu driver's defaults per core"
@@ -45,7 +48,7 @@ class CpuDriver:
     """One device, "cpu:0".
 
     Settings: threads (1 to 1024; default: the physical cores at hand), isa ("generic", "avx2", "avx512", "neon",
-    "dotprod", "i8mm"; default: HETRUN_CPU_ISA in the environment, else the best here).
+    "dotprod", "i8mm", "amx"; default: HETRUN_CPU_ISA in the environment, else the best here).
 
     Results depend on the instruction set, but not on the number of threads, and a prefill of n tokens gives the bits of
     n single steps: a row's order of operations follows from its shape alone.

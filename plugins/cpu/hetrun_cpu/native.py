@@ -12,7 +12,7 @@ from hetrun.resources import load_library
 
 ABI = 5
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
-ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm")
+ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm", "amx")
 
 
 class Batch(ctypes.Structure):

@@ -69,8 +69,8 @@ def as_stored(weight: Weight) -> Weight:
     return weight
 
 
-PANEL_TOKENS = 8
-"""The scratch of a PREPARE has memory for rows in multiples of this."""
+PANEL_TOKENS = 16
+"""The scratch of a PREPARE has memory for rows in multiples of this (kPreparedRows in kernels/cpu/kernels.h)."""
 
 
 def prepared_width(width: int, int8: bool, floats: bool) -> int:

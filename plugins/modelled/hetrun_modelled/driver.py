@@ -65,6 +65,10 @@ class ModelledDriver:
         reason = next(_refusals(profile, op), None)
         if reason is not None:
             return Unsupported(reason)
+        if op.kind in profile.fused:
+            seconds, watts = info.model.get("op_s", 0.0), info.model.get("watts")
+            joules = None if watts is None else seconds * watts
+            return Cost(seconds, profile.basis, joules, residents(op, info.spaces[-1].name))
         return roofline(op, workload, info, profile.basis)
 
     def compile(self, info: DeviceInfo, segment: Segment) -> ModelledProgram:
@@ -136,6 +140,9 @@ def _profile_paths(config: Mapping[str, object]) -> Sequence[Path]:
 def _refusals(profile: DeviceProfile, op: Op) -> Iterator[str]:
     if op.kind not in profile.ops:
         yield f"{profile.name} has no {op.kind} (it has {', '.join(sorted(profile.ops))})"
+    function = getattr(op, "function", None)
+    if function is not None and function not in profile.functions:
+        yield f"{profile.name} has no {function} (it has {', '.join(sorted(profile.functions))})"
     for weight in op.weights:
         if weight.type.name not in profile.types:
             yield f"{profile.name} reads no {weight.type} weights (it reads {', '.join(sorted(profile.types))})"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
-from bisect import insort
 from dataclasses import dataclass
 from typing import Protocol
 
 from hetrun.errors import AllocationError, DeviceError
+from hetrun.free_list import FreeList
 from hetrun_pynq_z1 import native
 
 ALIGNMENT = 64
@@ -57,37 +57,6 @@ class Board(Protocol):
     def close(self) -> None: ...
 
 
-class FreeList:
-    """First fit over a range of addresses."""
-
-    def __init__(self, begin: int, end: int) -> None:
-        self._free = [(begin, end)]  # in order, none adjacent
-
-    @property
-    def free_bytes(self) -> int:
-        return sum(end - begin for begin, end in self._free)
-
-    def take(self, nbytes: int) -> int | None:
-        """The first address of a piece, or None where none is large enough."""
-        nbytes = _rounded(nbytes)
-        for i, (begin, end) in enumerate(self._free):
-            if end - begin >= nbytes:
-                rest = [(begin + nbytes, end)] if end - begin > nbytes else []
-                self._free[i : i + 1] = rest
-                return begin
-        return None
-
-    def give_back(self, begin: int, nbytes: int) -> None:
-        insort(self._free, (begin, begin + _rounded(nbytes)))
-        joined: list[tuple[int, int]] = []
-        for piece in self._free:
-            if joined and joined[-1][1] == piece[0]:
-                joined[-1] = (joined[-1][0], piece[1])
-            else:
-                joined.append(piece)
-        self._free = joined
-
-
 class CsimBoard:
     """The engine's own source, compiled for this machine, over a piece of memory that plays the DDR."""
 
@@ -128,7 +97,7 @@ class CsimBoard:
         address = self._pieces.take(max(1, nbytes)) if 0 <= nbytes <= self._capacity_bytes else None
         if address is None:
             raise AllocationError(
-                f"{self._subject}: {nbytes} bytes asked for, {self._pieces.free_bytes} of the board's "
+                f"{self._subject}: {nbytes} bytes asked for, {self._pieces.n_free} of the board's "
                 f"{self._capacity_bytes} free",
                 remedy="place less on it, use a shorter context, or a file of fewer bits",
             )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hetrun.errors import AllocationError
+from hetrun.free_list import FreeList
 from hetrun_pynq_z1 import native
-from hetrun_pynq_z1.board import ALIGNMENT, Block, FreeList
+from hetrun_pynq_z1.board import ALIGNMENT, Block
 
 # Small values share a chunk; a large weight has one of its own, so that it goes back whole.
 CHUNK_BYTES = 4 << 20
@@ -96,7 +97,7 @@ class Cma:
         if chunk is None:
             return  # the board was closed before
         chunk.pieces.give_back(block.address, max(1, block.view.nbytes))
-        if chunk.pieces.free_bytes == chunk.nbytes:
+        if chunk.pieces.n_free == chunk.nbytes:
             self.chunks.remove(chunk)
             _release(chunk)
 

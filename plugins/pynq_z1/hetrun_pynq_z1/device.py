@@ -9,10 +9,11 @@ from itertools import pairwise
 
 from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
+from hetrun.free_list import FreeList
 from hetrun.ops import GatedActivation, KvSpec, MatMul, Value
 from hetrun.tensor import Weight
 from hetrun_pynq_z1 import native
-from hetrun_pynq_z1.board import Block, Board, FreeList
+from hetrun_pynq_z1.board import Block, Board
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.program import PynqProgram
 from hetrun_pynq_z1.timing import BASIS, launches_seconds

@@ -22,18 +22,20 @@ from hetrun.device import (
     Workload,
 )
 from hetrun.errors import DeviceError, HetrunError
-from hetrun.ops import MatMul, Op
+from hetrun.ops import GatedActivation, MatMul, Op
 from hetrun_pynq_z1 import designs, native, project
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.launch import launch_cost
-from hetrun_pynq_z1.program import HOST, SPACE, compile_segment, refusal, stream_bytes
+from hetrun_pynq_z1.program import HOST, SPACE, compile_segment, launches_of, refusal, stream_bytes
 from hetrun_pynq_z1.pynq_board import absence, open_board
 from hetrun_pynq_z1.settings import TIMEOUT_S, BoardSettings, settings_of
 from hetrun_pynq_z1.timing import (
     BASIS,
+    HOST_BASIS,
     STREAMED_BASIS,
     Design,
     activation_seconds,
+    fused_seconds,
     matmul_seconds,
     streamed_seconds,
 )
@@ -115,22 +117,31 @@ class PynqZ1Driver:
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
         if reason := refusal(op):
             return Unsupported(reason)
+        assert isinstance(op, (MatMul, GatedActivation))
         n_tokens, design = workload.rows(op.output.rows), Design.of(info.model)
         staging_bytes = info.staging_bytes if isinstance(info, BoardInfo) else 0
         basis, resident = BASIS, {}
-        if not isinstance(op, MatMul):
+        if isinstance(op, GatedActivation):
             if staging_bytes:
                 return Unsupported("rows of streamed weights come in pieces, so that gate and up do not meet")
-            # Beside its matmuls, where placement has it: by itself the host works it out, and a run says so.
-            seconds = activation_seconds(op.output.width, n_tokens, design)
+            seconds, basis = activation_seconds(op, n_tokens), HOST_BASIS
         elif staging_bytes:
             seconds, basis = streamed_seconds(op, n_tokens, staging_bytes, design), STREAMED_BASIS
             resident = {(HOST, op.weight.name): stream_bytes(op.weight)}
         else:
             seconds = matmul_seconds(op, n_tokens, design)
             resident = {(info.spaces[0].name, op.weight.name): stream_bytes(op.weight)}
-        watts = info.model.get("watts")
-        return Cost(seconds, basis, joules=None if watts is None else seconds * watts, resident=resident)
+        return _cost(info, seconds, basis, resident)
+
+    def fuse(self, info: DeviceInfo, segment: Segment, workload: Workload) -> Mapping[str, Cost]:
+        """Gate, up and the activation between them, where the engine joins them."""
+        design, space, costs = Design.of(info.model), info.spaces[0].name, {}
+        for pair in launches_of(segment).fused.values():
+            seconds = fused_seconds(pair, workload.rows(pair.op.output.rows), design)
+            for op in (pair.gate, pair.up, pair.op):
+                resident = {(space, weight.name): stream_bytes(weight) for weight in op.weights}
+                costs[op.name] = _cost(info, seconds[op.name], BASIS, resident)
+        return costs
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
         """DeviceError where an op is one that `estimate` refuses."""
@@ -179,6 +190,11 @@ class PynqZ1Driver:
                 raise
         threads = int(info.model["host_threads"])
         return PynqDevice(info, CsimBoard(info.id, info.spaces[0].capacity_bytes, threads), TIMEOUT_S)
+
+
+def _cost(info: DeviceInfo, seconds: float, basis: str, resident: Mapping[tuple[str, str], int]) -> Cost:
+    watts = info.model.get("watts")
+    return Cost(seconds, basis, joules=None if watts is None else seconds * watts, resident=resident)
 
 
 def _host_threads(config: Mapping[str, object]) -> int:

@@ -26,6 +26,12 @@ class Fused:
     op: GatedActivation
     block: int
 
+    def mode(self, matmul: MatMul) -> str:
+        """What becomes of the results of gate or up, by the names of HETRUN_PYNQ_MODE_*."""
+        if matmul is self.gate:
+            return "GATE"
+        return f"CODES_{self.block}" if self.block else "ACTIVATE"
+
 
 @dataclass(frozen=True)
 class Launches:
@@ -61,11 +67,7 @@ class Launches:
     def mode(self, matmul: MatMul) -> str:
         """What becomes of a matmul's results, by the names of HETRUN_PYNQ_MODE_*."""
         fused = self.fused.get(matmul.name)
-        if fused is None:
-            return "WRITE"
-        if matmul is fused.gate:
-            return "GATE"
-        return f"CODES_{fused.block}" if fused.block else "ACTIVATE"
+        return fused.mode(matmul) if fused else "WRITE"
 
     @property
     def stored(self) -> tuple[Value, ...]:

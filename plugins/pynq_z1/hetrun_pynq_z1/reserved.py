@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hetrun.device import Unavailable
 from hetrun.errors import AllocationError, ConfigError, DeviceError
-from hetrun_pynq_z1.board import Block, FreeList
+from hetrun.free_list import FreeList
+from hetrun_pynq_z1.board import Block
 
 PAGE_BYTES = 4096
 MEMORY_DEVICE = Path("/dev/mem")
@@ -148,7 +149,7 @@ class Reserved:
 
     @property
     def free_bytes(self) -> int:
-        return self._pieces.free_bytes
+        return self._pieces.n_free
 
     def take(self, nbytes: int) -> Block | None:
         """None where no piece is large enough. The bytes are what they were: reading them to clear them is slow."""

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from hetrun.errors import AllocationError, DeviceError
+from hetrun.free_list import FreeList
 from hetrun.tensor import Weight
 from hetrun_pynq_z1 import native
-from hetrun_pynq_z1.board import Block, Board, FreeList
+from hetrun_pynq_z1.board import Block, Board
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.program import stream_bytes
 
