@@ -73,6 +73,16 @@ def test_vector_ops_have_the_bits_of_the_specification(rows: int) -> None:
             assert same(gated, u280_order.silu_times(x, other))
 
 
+@pytest.mark.parametrize("n", [63, 1024, 2100])
+def test_a_norm_of_any_width_adds_in_its_order(n: int) -> None:
+    """More than sixteen sums of 64, and less than one."""
+    rng = np.random.default_rng(n)
+    x, gain = random_floats(rng, 2, n), random_floats(rng, 1, n)[0]
+    with Card() as card:
+        op = instruction("NORM", a=0, dst=4096, n=n, group=n, ddr=card.put_ddr(gain), f0=1e-6)
+        assert same(mapped(card, x, op, at=4096), u280_order.norm(x, gain, 1e-6, n))
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("group", "n_pairs"), [(64, 32), (96, 20), (32, 16)])
 def test_rope_has_the_bits_of_the_specification(half: bool, group: int, n_pairs: int) -> None:

@@ -1,8 +1,7 @@
 // A card whose processes run beside one another, linked by streams: what hetrun_alveo_u280.h says of a card, for tests.
 //
-// With streams of their depths a thread is a process; with __SYNTHESIS__ it is a kernel, as Vitis would have it. Nobody may bound the
-// memories there.
-#include <cstring>
+// A thread is a process; with __SYNTHESIS__ the controller is one, as Vitis would have it, and nobody bounds the memories.
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -22,18 +21,27 @@ namespace {
 
 struct Links {
     BeatStream beats[kChannels];
-    CommandStream commands[kLaneKernels];
-    ResultStream results[kLaneKernels];
+    CommandStream commands[kLaneKernels], to[kChannels];
+    ResultStream results[kLaneKernels], from[kChannels];
+    TurnStream turns[kLaneKernels];
+    std::unique_ptr<Lanes> lanes[kChannels];
+
+    // The processes of all kernels of lanes.
+    std::vector<std::function<void()>> processes() {
+        std::vector<std::function<void()>> all;
+        for (uint32_t k = 0; k < kLaneKernels; ++k) {
+            all.push_back([this, k] { distribute(commands[k], to + k * kLaneChannels, turns[k]); });
+            all.push_back([this, k] { collect(turns[k], from + k * kLaneChannels, results[k]); });
+        }
+        for (uint32_t c = 0; c < kChannels; ++c) {
+            lanes[c].reset(new Lanes);
+            all.push_back([this, c] { channel(*lanes[c], to[c], beats[c], from[c]); });
+        }
+        return all;
+    }
 };
 
 #ifdef __SYNTHESIS__
-
-// Copies of the kernel, each with memories of its own.
-#define EACH_KERNEL(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
-#define DECLARE(k) extern "C" void hetrun_u280_lanes##k(CommandStream&, BeatStream*, ResultStream&);
-EACH_KERNEL(DECLARE)
-#define NAME(k) hetrun_u280_lanes##k,
-constexpr void (*kKernels[])(CommandStream&, BeatStream*, ResultStream&) = {EACH_KERNEL(NAME)};
 
 extern "C" void hetrun_u280_controller(Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*,
                                        Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*, Beat*,
@@ -43,8 +51,7 @@ extern "C" void hetrun_u280_controller(Beat*, Beat*, Beat*, Beat*, Beat*, Beat*,
 void run(hetrun_u280_card& card, const Launch& l) {
     auto links = std::make_unique<Links>();
     std::vector<std::thread> kernels;
-    for (uint32_t k = 0; k < kLaneKernels; ++k)
-        kernels.emplace_back([&, k] { kKernels[k](links->commands[k], links->beats + k * kLaneChannels, links->results[k]); });
+    for (const auto& process : links->processes()) kernels.emplace_back(process);
     Beat* const* c = card.channels;
     hetrun_u280_controller(c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], c[10], c[11], c[12], c[13], c[14], c[15], c[16], c[17],
                            c[18], c[19], c[20], c[21], c[22], c[23], c[24], c[25], c[26], c[27], c[28], c[29], c[30], c[31], card.ddr, l.version,
@@ -58,11 +65,10 @@ void run(hetrun_u280_card& card, const Launch& l) {
 void run(hetrun_u280_card& card, const Launch& launch) {
     auto links = std::make_unique<Links>();
     auto vector = std::make_unique<Vector>();
-    std::unique_ptr<Lanes> lanes[kLaneKernels];
     OrderStream orders[kChannels + 1];
     WriteStream writes;
     DoneStream done;
-    std::vector<std::function<void()>> processes;
+    std::vector<std::function<void()>> processes = links->processes();
     processes.push_back([&] { fetcher(card.ddr, launch, card.limits, orders[0], done); });
     for (uint32_t c = 0; c < kChannels; ++c) processes.push_back([&, c] { reader(card.channels[c], c, orders[c], orders[c + 1], links->beats[c]); });
     processes.push_back([&] {
@@ -71,13 +77,6 @@ void run(hetrun_u280_card& card, const Launch& launch) {
     processes.push_back([&] {
         writer(writes, done, [&](const HbmWrite& write) { card.channels[write.channel][write.beat] = write.data; });
     });
-    for (uint32_t k = 0; k < kLaneKernels; ++k) {
-        lanes[k].reset(new Lanes);
-        processes.push_back([&, k] {
-            while (lanes_step(*lanes[k], links->commands[k], links->beats + k * kLaneChannels, links->results[k])) {
-            }
-        });
-    }
     hls::dataflow(processes);
 }
 

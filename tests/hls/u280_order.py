@@ -134,17 +134,25 @@ def matmul(weight: Weight, x: Floats) -> Floats:
         return flushed(flushed((codes @ weight.integers.T).astype(np.float32) * weight.scales) * scales[:, None])
 
 
+def _halved(x: Floats) -> Floats:
+    """Rows whose halves are added until one number is left."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        x = flushed(x[:, :half] + x[:, half:])
+    return x[:, 0]
+
+
 def norm(x: Floats, weights: Floats, eps: float, group: int) -> Floats:
     out = np.empty_like(x)
     with np.errstate(all="ignore"):
         for first in range(0, x.shape[1], group):
             part = x[:, first : first + group]
             sums = np.zeros((len(x), 16), np.float32)
-            for k in range(group):
-                sums[:, k % 16] = flushed(sums[:, k % 16] + flushed(part[:, k] * part[:, k]))
-            for apart in (8, 4, 2, 1):
-                sums = flushed(sums[:, :apart] + sums[:, apart : 2 * apart])
-            mean = flushed(sums[:, 0] / np.float32(group))
+            squares = np.pad(flushed(part * part), ((0, 0), (0, -group % 64)))
+            for k in range(0, group, 64):
+                at = k // 64 % 16
+                sums[:, at] = flushed(sums[:, at] + _halved(squares[:, k : k + 64]))
+            mean = flushed(_halved(sums) / np.float32(group))
             factor = flushed(np.float32(1) / np.sqrt(flushed(mean + np.float32(eps))))
             out[:, first : first + group] = flushed(flushed(part * factor[:, None]) * weights)
     return out

@@ -53,7 +53,7 @@ extern "C" void hetrun_u280_controller(HETRUN_U280_EACH_CHANNEL(HETRUN_U280_CHAN
     using namespace hetrun::u280;
     static Vector vector;
 #pragma HLS BIND_STORAGE variable = vector.memory type = ram_2p impl = uram
-#pragma HLS ARRAY_PARTITION variable = vector.memory cyclic factor = 16 dim = 2
+#pragma HLS ARRAY_PARTITION variable = vector.memory cyclic factor = 64 dim = 2
     OrderStream orders[kChannels + 1];
 #pragma HLS ARRAY_PARTITION variable = orders complete
     WriteStream writes;

@@ -6,7 +6,9 @@
 #pragma once
 
 #include "fetch.h"
+#include "attend.h"
 #include "flow.h"
+#include "kernel.h"
 #include "reader.h"
 #include "vector.h"
 
@@ -27,6 +29,8 @@ HETRUN_U280_STREAM(ResultStream, Beat, 32, "RESULTS");                  // of it
 HETRUN_U280_STREAM(OrderStream, Beat, 16, "ORDERS");                    // of fetch, of a reader
 HETRUN_U280_STREAM(WriteStream, HbmWrite, 64, "WRITES");
 HETRUN_U280_STREAM(DoneStream, uint8_t, 2, "DONE");                     // passes whose writes have arrived
+
+HETRUN_U280_STREAM(TurnStream, Turn, 128, "TURNS");                     // within a kernel
 
 constexpr uint32_t kRowBeats = kTokens * sizeof(Row) / HETRUN_U280_BEAT_BYTES;
 // Words of the last pass.
@@ -141,6 +145,21 @@ void writer(WriteStream& writes, DoneStream& done, Put put) {
         } else {
             put(write);
         }
+    }
+}
+
+// The processes of a kernel of lanes.
+inline void distribute(CommandStream& commands, CommandStream* out, TurnStream& turns) {
+    Shares shares{};
+    while (distribute_step(shares, commands, out, turns)) {
+    }
+}
+inline void channel(Lanes& lanes, CommandStream& commands, BeatStream& beats, ResultStream& results) {
+    while (channel_step(lanes, commands, beats, results)) {
+    }
+}
+inline void collect(TurnStream& turns, ResultStream* in, ResultStream& results) {
+    while (collect_step(turns, in, results)) {
     }
 }
 

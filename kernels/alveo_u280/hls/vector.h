@@ -1,7 +1,8 @@
 // The vector process: one instruction after the other, on rows of the vector memory.
 //
 // Floats, each operator rounded to nearest even and subnormals zero:
-//   NORM   sum of squares: element k into part k mod 16, in order; then parts k and k + 8, 4, 2, 1 are added.
+//   NORM   sum of squares: of each 64 elements a tree (k and k + 32, 16, 8, 4, 2, 1; zeros beyond the end), its sum into part
+//          (number of the 64) mod 16, in order; then parts k and k + 8, 4, 2, 1 are added.
 //          y = (x * (1 / sqrt(sum / group + eps))) * weight
 //   ROPE   (a cos - b sin, a sin + b cos)   ADD a + b   BIAS a + vector   SCALE a * f0   GATE silu_times(a, b) of activation.h
 //   QUANTIZE as quantize.h, MATMUL and EMBED as lanes.h, ATTEND as attend.h and attention.h
@@ -52,21 +53,44 @@ inline uint64_t ddr_row(const Order& order, uint32_t row) {
     return uint64_t{order.instruction.ddr} * kFloats + number * order.instruction.stride;
 }
 
+constexpr uint32_t kWide = 64;   // floats an iteration: of the vector memory's ports
+constexpr uint32_t kGates = 16;  // of them with an exponential and a division each
+
+// Adds x[k + apart] to x[k] for half of n, then the half of that.
+template <uint32_t N>
+float tree(float (&x)[N]) {
+#pragma HLS INLINE
+    for (uint32_t apart = N / 2; apart > 0; apart /= 2) {
+#pragma HLS UNROLL
+        for (uint32_t k = 0; k < apart; ++k) {
+#pragma HLS UNROLL
+            x[k] = plus(x[k], x[k + apart]);
+        }
+    }
+    return x[0];
+}
+
 inline void norm(const Instruction& i, const float* weights, float* memory) {
     for (uint32_t first = 0; first < i.n; first += i.group) {
         float part[16] = {};
-        for (uint32_t k = 0; k < i.group; ++k) {
+        for (uint32_t from = 0; from < i.group; from += kWide) {
 #pragma HLS PIPELINE II = 1
-            const float x = memory[i.a + first + k];
-            part[k % 16] = plus(part[k % 16], times(x, x));
+            float squares[kWide];
+            for (uint32_t k = 0; k < kWide; ++k) {
+#pragma HLS UNROLL
+                const float x = from + k < i.group ? memory[i.a + first + from + k] : 0.0f;
+                squares[k] = times(x, x);
+            }
+            float& sum = part[from / kWide % 16];
+            sum = plus(sum, tree(squares));
         }
-        for (uint32_t apart = 8; apart > 0; apart /= 2) {
-            for (uint32_t k = 0; k < apart; ++k) part[k] = plus(part[k], part[k + apart]);
-        }
-        const float mean = over(part[0], static_cast<float>(i.group)), factor = over(1.0f, flushed(std::sqrt(plus(mean, i.f0))));
-        for (uint32_t k = 0; k < i.group; ++k) {
+        const float mean = over(tree(part), static_cast<float>(i.group)), factor = over(1.0f, flushed(std::sqrt(plus(mean, i.f0))));
+        for (uint32_t from = 0; from < i.group; from += kWide) {
 #pragma HLS PIPELINE II = 1
-            memory[i.dst + first + k] = times(times(memory[i.a + first + k], factor), weights[k]);
+            for (uint32_t k = from; k < from + kWide; ++k) {
+#pragma HLS UNROLL
+                if (k < i.group) memory[i.dst + first + k] = times(times(memory[i.a + first + k], factor), weights[k]);
+            }
         }
     }
 }
@@ -99,12 +123,19 @@ void quantize(const Order& order, const float memory[kTokens][HETRUN_U280_VECTOR
     uint32_t largest[kTokens][kMaxBlocks], of_row[kTokens] = {};
     Beat scales{};
     for (uint32_t t = 0; t < n_rows; ++t) {
-        for (uint32_t b = 0; b < padded / kBlock; ++b) largest[t][b] = 0;
-        for (uint32_t k = 0; k < i.n; ++k) {
+        for (uint32_t first = 0; first < i.n; first += kWide) {
 #pragma HLS PIPELINE II = 1
-            const uint32_t magnitude = magnitude_of(memory[t][i.a + k]);
-            largest[t][k / kBlock] = magnitude > largest[t][k / kBlock] ? magnitude : largest[t][k / kBlock];
-            of_row[t] = magnitude > of_row[t] ? magnitude : of_row[t];
+            for (uint32_t b = first / kBlock; b < (first + kWide) / kBlock; ++b) {
+#pragma HLS UNROLL
+                uint32_t most = 0;
+                for (uint32_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
+#pragma HLS UNROLL
+                    const uint32_t magnitude = k < i.n ? magnitude_of(memory[t][i.a + k]) : 0;
+                    most = magnitude > most ? magnitude : most;
+                }
+                largest[t][b] = most;
+                of_row[t] = most > of_row[t] ? most : of_row[t];
+            }
         }
         set_float(scales, t, RowScale(of_row[t]).scale);
     }
@@ -188,15 +219,24 @@ void embed_rows(const Order& order, float memory[kTokens][HETRUN_U280_VECTOR_FLO
 inline void map_row(const Instruction& i, const float* constants, float* memory) {
     if (i.op == HETRUN_U280_OP_NORM) return norm(i, constants, memory);
     if (i.op == HETRUN_U280_OP_ROPE) return rope(i, constants, memory);
-    for (uint32_t k = 0; k < i.n; ++k) {
+    if (i.op == HETRUN_U280_OP_GATE) {
+        for (uint32_t first = 0; first < i.n; first += kGates) {
 #pragma HLS PIPELINE II = 1
-        const float a = memory[i.a + k];
-        float& y = memory[i.dst + k];
-        switch (i.op) {
-            case HETRUN_U280_OP_BIAS: y = plus(a, constants[k]); break;
-            case HETRUN_U280_OP_ADD: y = plus(a, memory[i.b + k]); break;
-            case HETRUN_U280_OP_SCALE: y = times(a, i.f0); break;
-            default: y = silu_times(a, memory[i.b + k]);
+            for (uint32_t k = first; k < first + kGates; ++k) {
+#pragma HLS UNROLL
+                if (k < i.n) memory[i.dst + k] = silu_times(memory[i.a + k], memory[i.b + k]);
+            }
+        }
+        return;
+    }
+    for (uint32_t first = 0; first < i.n; first += kWide) {
+#pragma HLS PIPELINE II = 1
+        for (uint32_t k = first; k < first + kWide; ++k) {
+#pragma HLS UNROLL
+            if (k >= i.n) continue;
+            const float a = memory[i.a + k];
+            const bool scaled = i.op == HETRUN_U280_OP_SCALE;
+            memory[i.dst + k] = scaled ? times(a, i.f0) : plus(a, i.op == HETRUN_U280_OP_BIAS ? constants[k] : memory[i.b + k]);
         }
     }
 }

@@ -1,12 +1,13 @@
 // A card whose fabric is the engine's source, and whose memories are the caller's. The processes' steps run one after the other; the
 // kernels of lanes share threads.
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <new>
 #include <vector>
 
+#include "../hls/attend.h"
 #include "../hls/fetch.h"
+#include "../hls/kernel.h"
 #include "../hls/reader.h"
 #include "../hls/vector.h"
 #include "fabric/host/helpers.h"
@@ -40,21 +41,23 @@ private:
     size_t next_ = 0;
 };
 
-class Commands {
+// What a stream would hold.
+template <class T>
+class Queue {
 public:
-    void write(const Beat& beat) { beats_.push_back(beat); }
-    Beat read() {
-        const Beat beat = beats_[next_++];
-        if (next_ == beats_.size()) {
-            beats_.clear();
+    void write(const T& value) { values_.push_back(value); }
+    T read() {
+        const T value = values_[next_++];
+        if (next_ == values_.size()) {
+            values_.clear();
             next_ = 0;
         }
-        return beat;
+        return value;
     }
-    bool empty() const { return beats_.empty(); }
+    bool empty() const { return values_.empty(); }
 
 private:
-    std::vector<Beat> beats_;
+    std::vector<T> values_;
     size_t next_ = 0;
 };
 
@@ -65,23 +68,42 @@ class Results {
 public:
     Array* array = nullptr;
 
-    void write(const Beat& beat) { beats_.push_back(beat); }
+    void write(const Beat& beat) { beats_.write(beat); }
     Beat read();
 
 private:
-    std::vector<Beat> beats_;
-    size_t next_ = 0;
+    Queue<Beat> beats_;
+};
+
+// A kernel of lanes: its processes, one after the other.
+struct Kernel {
+    std::unique_ptr<Lanes> lanes[kLaneChannels];
+    Shares shares{};
+    Queue<Beat> commands[kLaneChannels], results[kLaneChannels];
+    Queue<Turn> turns;
+
+    Kernel() {
+        for (auto& each : lanes) each.reset(new Lanes);  // its state is written before it is read
+    }
+    void run(Queue<Beat>& from, ChannelBeats* beats, Results& to) {
+        while (!from.empty()) {
+            distribute_step(shares, from, commands, turns);
+            for (uint32_t c = 0; c < kLaneChannels; ++c) {
+                while (!commands[c].empty()) channel_step(*lanes[c], commands[c], beats[c], results[c]);
+            }
+            while (!turns.empty()) collect_step(turns, results, to);
+        }
+    }
 };
 
 class Array {
 public:
     ChannelBeats beats[kChannels];
-    Commands commands[kLaneKernels];
+    Queue<Beat> commands[kLaneKernels];
     Results results[kLaneKernels];
 
     explicit Array(uint32_t threads) {
         for (Results& each : results) each.array = this;
-        for (auto& kernel : lanes_) kernel.reset(new Lanes);  // its state is written before it is read
         if (threads > 1) helpers_ = std::make_unique<Helpers>(threads - 1);
     }
     void run() {
@@ -91,21 +113,15 @@ public:
     }
 
 private:
-    void run(uint32_t kernel) {
-        while (!commands[kernel].empty()) lanes_step(*lanes_[kernel], commands[kernel], beats + kernel * kLaneChannels, results[kernel]);
-    }
+    void run(uint32_t kernel) { kernels_[kernel].run(commands[kernel], beats + kernel * kLaneChannels, results[kernel]); }
 
-    std::unique_ptr<Lanes> lanes_[kLaneKernels];
+    Kernel kernels_[kLaneKernels];
     std::unique_ptr<Helpers> helpers_;
 };
 
 Beat Results::read() {
-    if (next_ == beats_.size()) {
-        beats_.clear();
-        next_ = 0;
-        array->run();
-    }
-    return beats_[next_++];
+    if (beats_.empty()) array->run();
+    return beats_.read();
 }
 
 // Writes of the pass into channels.
