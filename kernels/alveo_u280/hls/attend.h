@@ -16,8 +16,6 @@
 
 namespace hetrun::u280 {
 
-constexpr uint32_t kParts = 8;
-
 inline bool is_nan(float x) { return (float_bits(x) & 0x7fffffffu) > 0x7f800000u; }
 inline float larger(float a, float b) { return is_nan(a) ? a : is_nan(b) || b > a ? b : a; }
 constexpr uint32_t kMinusInfinity = 0xff800000u;
@@ -32,23 +30,51 @@ struct Affine {
 };
 inline Affine affine_of(uint32_t word) { return {half_to_float(static_cast<uint16_t>(word)), half_to_float(static_cast<uint16_t>(word >> 16))}; }
 
-// The scales of the block that a place is in: read where a run or a block begins.
-struct BlockScales {
-    Beat beat[2];
+// A walk over a channel's cells: those of the cache, whose block's scales are read where a run or a block begins, then own ones.
+struct Walk {
+    uint32_t run, in_run;
+    Beat scales[2];
 
-    template <class Beats>
-    void meet(uint32_t place, bool first, Beats& beats) {
-        if (!first && place % HETRUN_U280_KV_BLOCK != 0) return;
-        for (Beat& b : beat) b = beats.read();
+    void begin(const Cells& cells) {
+        run = in_run = 0;
+        skip(cells);
     }
-    Affine of(uint32_t place) const {
-        const uint32_t i = place % HETRUN_U280_KV_BLOCK;
-        return affine_of(word_of(beat[i / kFloats], i % kFloats));
+    void skip(const Cells& cells) {
+        for (uint32_t i = 0; i < kRuns; ++i) {
+#pragma HLS UNROLL
+            if (run < kRuns && in_run == cells.n[run]) {
+                ++run;
+                in_run = 0;
+            }
+        }
+    }
+    // The next cell's scale and minimum; sink: whether it is of the first run.
+    template <class Beats>
+    Affine next(const Cells& cells, Beats& beats, bool& sink) {
+#pragma HLS INLINE
+        const uint32_t place = cells.place[run] + in_run, i = place % HETRUN_U280_KV_BLOCK;
+        if (in_run == 0 || i == 0) {
+            for (Beat& beat : scales) beat = beats.read();
+        }
+        sink = run == 0;
+        ++in_run;
+        skip(cells);
+        return affine_of(word_of(scales[i / kFloats], i % kFloats));
     }
 };
 
+// The most cells of a channel.
+inline uint32_t most_cells(const Lanes& lanes) {
+    uint32_t most = 0;
+    for (uint32_t c = 0; c < kLaneChannels; ++c) {
+        const uint32_t n = lanes.attention[c].cells.count();
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
 // set: of queries, 1 where the cell is a sink and they have their own.
-inline void score(Attention& a, uint32_t set, uint32_t cell, uint32_t n_queries, uint32_t chunks, Affine with, const Beat* key, float* largest) {
+inline void score(Attention& a, uint32_t set, uint32_t cell, uint32_t n_queries, uint32_t chunks, Affine with, const Beat* key) {
     for (uint32_t q = 0; q < n_queries; ++q) {
 #pragma HLS PIPELINE II = 1
         int32_t dot = 0;
@@ -56,120 +82,140 @@ inline void score(Attention& a, uint32_t set, uint32_t cell, uint32_t n_queries,
 #pragma HLS UNROLL factor = 128
             dot += static_cast<int>(key[i / 128].byte[i % 128 / 2] >> 4 * (i % 2) & 15) * static_cast<int>(a.query[set][q][i]);
         }
-        const float value = times(a.scale[set][q], plus(times(with.scale, static_cast<float>(dot)), times(with.minimum, static_cast<float>(a.code_sum[set][q]))));
+        const float offset = times(with.minimum, static_cast<float>(a.code_sum[set][q]));
+        const float value = times(a.scale[set][q], plus(times(with.scale, static_cast<float>(dot)), offset));
         a.scores[cell * n_queries + q] = value;
-        largest[q] = larger(largest[q], value);
+        a.largest[q] = larger(a.largest[q], value);
     }
 }
 
-// Behind the command, of each channel: its cells; if there are any, of each set and query a beat with its scale (float) and the sum of
-// its codes, and two beats of codes a chunk; of each own cell a beat with its word and whether it is a sink, and its codes.
+// Floats of queries, 16 a beat.
+template <class Commands>
+void take_floats(Commands& commands, float* x, uint32_t n) {
+    for (uint32_t first = 0; first < n; first += kFloats) {
+        const Beat beat = commands.read();
+        for (uint32_t q = first; q < n && q < first + kFloats; ++q) x[q] = float_of(beat, q - first);
+    }
+}
+
+// Of each channel: its cells; if there are any, of each set and query a beat with its scale (float) and the sum of its codes, and two
+// beats of codes a chunk; of each own cell a beat with its word and whether it is a sink, and its codes.
+template <class Commands>
+void take_keys(Attention& a, const Command& command, Commands& commands) {
+    const uint32_t n_queries = command.n_queries, chunks = command.chunks;
+    a.cells = cells_of(commands.read());
+    if (a.cells.count() == 0) return;
+    for (uint32_t q = 0; q < n_queries; ++q) a.largest[q] = bits_float(kMinusInfinity);
+    for (uint32_t set = 0; set < command.n_sets; ++set) {
+        for (uint32_t q = 0; q < n_queries; ++q) {
+            const Beat head = commands.read();
+            a.scale[set][q] = float_of(head, 0);
+            a.code_sum[set][q] = static_cast<int32_t>(word_of(head, 1));
+            for (uint32_t i = 0; i < 2 * chunks; ++i) {
+                const Beat codes = commands.read();
+                for (uint32_t k = 0; k < kCodes; ++k) a.query[set][q][i * kCodes + k] = static_cast<int8_t>(codes.byte[k]);
+            }
+        }
+    }
+    for (uint32_t i = 0; i < a.cells.n_own; ++i) {
+        a.own[i].head = commands.read();
+        for (uint32_t k = 0; k < chunks; ++k) a.own[i].codes[k] = commands.read();
+    }
+}
+
+// A command is taken as a whole before any result is given: vector sends all of it before it reads. Channels walk side by side.
 template <class Commands, class Beats, class Results>
 void attend_keys(Lanes& lanes, const Command& command, Commands& commands, Beats* beats, Results& results) {
-    const uint32_t n_queries = command.n_queries, chunks = command.chunks;
+    const uint32_t n_queries = command.n_queries, chunks = command.chunks, of_sinks = command.n_sets - 1;
+    Walk walk[kLaneChannels];
     for (uint32_t c = 0; c < kLaneChannels; ++c) {
-        Attention& a = lanes.attention[c];
-        a.cells = cells_of(commands.read());
-        if (a.cells.count() == 0) continue;
-        float largest[kMaxHeads];
-        for (uint32_t q = 0; q < n_queries; ++q) largest[q] = bits_float(kMinusInfinity);
-        for (uint32_t set = 0; set < command.n_sets; ++set) {
-            for (uint32_t q = 0; q < n_queries; ++q) {
-                const Beat head = commands.read();
-                a.scale[set][q] = float_of(head, 0);
-                a.code_sum[set][q] = static_cast<int32_t>(word_of(head, 1));
-                for (uint32_t i = 0; i < 2 * chunks; ++i) {
-                    const Beat codes = commands.read();
-                    for (uint32_t k = 0; k < kCodes; ++k) a.query[set][q][i * kCodes + k] = static_cast<int8_t>(codes.byte[k]);
-                }
-            }
-        }
-        const uint32_t of_sinks = command.n_sets - 1;
-        uint32_t cell = 0;
-        Beat key[2];
-        BlockScales scales{};
-        for (uint32_t run = 0; run < kRuns; ++run) {
-            for (uint32_t i = 0; i < a.cells.n[run]; ++i) {
-                const uint32_t place = a.cells.place[run] + i;
-                scales.meet(place, i == 0, beats[c]);
+        take_keys(lanes.attention[c], command, commands);
+        walk[c].begin(lanes.attention[c].cells);
+    }
+    const uint32_t most = most_cells(lanes);
+    for (uint32_t cell = 0; cell < most; ++cell) {
+        for (uint32_t c = 0; c < kLaneChannels; ++c) {
+#pragma HLS UNROLL
+            Attention& a = lanes.attention[c];
+            if (cell >= a.cells.count()) continue;
+            Beat key[2];
+            if (cell < a.cells.n_old()) {
+                bool sink;
+                const Affine with = walk[c].next(a.cells, beats[c], sink);
                 for (uint32_t k = 0; k < chunks; ++k) key[k] = beats[c].read();
-                score(a, run == 0 ? of_sinks : 0, cell++, n_queries, chunks, scales.of(place), key, largest);
+                score(a, sink ? of_sinks : 0, cell, n_queries, chunks, with, key);
+            } else {
+                const OwnCell& own = a.own[cell - a.cells.n_old()];
+                score(a, word_of(own.head, 1) != 0 ? of_sinks : 0, cell, n_queries, chunks, affine_of(word_of(own.head, 0)), own.codes);
             }
         }
-        for (uint32_t i = 0; i < a.cells.n_own; ++i) {
-            const Beat head = commands.read();
-            for (uint32_t k = 0; k < chunks; ++k) key[k] = commands.read();
-            score(a, word_of(head, 1) != 0 ? of_sinks : 0, cell++, n_queries, chunks, affine_of(word_of(head, 0)), key, largest);
-        }
-        for (uint32_t first = 0; first < n_queries; first += kFloats) {
+    }
+    for (const Attention& a : lanes.attention) {
+        for (uint32_t first = 0; first < n_queries && a.cells.count() != 0; first += kFloats) {
             Beat out{};
-            for (uint32_t q = first; q < n_queries && q < first + kFloats; ++q) set_float(out, q - first, largest[q]);
+            for (uint32_t q = first; q < n_queries && q < first + kFloats; ++q) set_float(out, q - first, a.largest[q]);
             results.write(out);
         }
     }
 }
 
-// Sums over the cells of a channel, by query.
-struct Weighed {
-    float p[kMaxHeads][kParts], minima[kMaxHeads][kParts], largest[kMaxHeads];
-};
-
-inline void weigh(Attention& a, uint32_t cell, uint32_t n_queries, Affine with, const float* largest, Weighed& sums) {
+inline void weigh(Attention& a, uint32_t cell, uint32_t n_queries, Affine with) {
     for (uint32_t q = 0; q < n_queries; ++q) {
 #pragma HLS PIPELINE II = 1
         float& score = a.scores[cell * n_queries + q];
-        const float p = exp_of_minus(plus(largest[q], -score)), weight = times(p, with.scale), minimum = times(p, with.minimum);
+        const float p = exp_of_minus(plus(a.largest[q], -score)), weight = times(p, with.scale), minimum = times(p, with.minimum);
         const uint32_t part = cell % kParts;
-        sums.p[q][part] = plus(sums.p[q][part], p);
-        sums.minima[q][part] = plus(sums.minima[q][part], minimum);
-        sums.largest[q] = larger(sums.largest[q], weight);
+        a.p[q][part] = plus(a.p[q][part], p);
+        a.minima[q][part] = plus(a.minima[q][part], minimum);
+        a.most[q] = larger(a.most[q], weight);
         score = weight;
     }
 }
 
-// Behind the command, of each channel that has cells: the largest score of each query, 16 a beat; of each own cell a beat with its
-// word. Back: of each query a beat.
+// Of each channel that has cells: the largest score of each query, 16 a beat; of each own cell a beat with its word. Back: of each query
+// a beat.
 template <class Commands, class Beats, class Results>
 void attend_weights(Lanes& lanes, const Command& command, Commands& commands, Beats* beats, Results& results) {
     const uint32_t n_queries = command.n_queries;
+    Walk walk[kLaneChannels];
     for (uint32_t c = 0; c < kLaneChannels; ++c) {
         Attention& a = lanes.attention[c];
+        walk[c].begin(a.cells);
         if (a.cells.count() == 0) continue;
-        float largest[kMaxHeads];
-        for (uint32_t first = 0; first < n_queries; first += kFloats) {
-            const Beat beat = commands.read();
-            for (uint32_t q = first; q < n_queries && q < first + kFloats; ++q) largest[q] = float_of(beat, q - first);
-        }
-        Weighed sums;
+        take_floats(commands, a.largest, n_queries);
+        for (uint32_t i = 0; i < a.cells.n_own; ++i) a.own[i].head = commands.read();
         for (uint32_t q = 0; q < n_queries; ++q) {
-            for (uint32_t part = 0; part < kParts; ++part) sums.p[q][part] = sums.minima[q][part] = 0;
-            sums.largest[q] = 0;
+            for (uint32_t part = 0; part < kParts; ++part) a.p[q][part] = a.minima[q][part] = 0;
+            a.most[q] = 0;
         }
-        uint32_t cell = 0;
-        BlockScales scales{};
-        for (uint32_t run = 0; run < kRuns; ++run) {
-            for (uint32_t i = 0; i < a.cells.n[run]; ++i) {
-                const uint32_t place = a.cells.place[run] + i;
-                scales.meet(place, i == 0, beats[c]);
-                weigh(a, cell++, n_queries, scales.of(place), largest, sums);
-            }
+    }
+    const uint32_t most = most_cells(lanes);
+    for (uint32_t cell = 0; cell < most; ++cell) {
+        for (uint32_t c = 0; c < kLaneChannels; ++c) {
+#pragma HLS UNROLL
+            Attention& a = lanes.attention[c];
+            if (cell >= a.cells.count()) continue;
+            bool sink;
+            const bool old = cell < a.cells.n_old();
+            weigh(a, cell, n_queries, old ? walk[c].next(a.cells, beats[c], sink) : affine_of(word_of(a.own[cell - a.cells.n_old()].head, 0)));
         }
-        for (uint32_t i = 0; i < a.cells.n_own; ++i) weigh(a, cell++, n_queries, affine_of(word_of(commands.read(), 0)), largest, sums);
-        for (uint32_t q = 0; q < n_queries; ++q) {
+    }
+    for (const Attention& a : lanes.attention) {
+        for (uint32_t q = 0; q < n_queries && a.cells.count() != 0; ++q) {
             Beat out{};
-            set_float(out, 0, sum_of_parts(sums.p[q]));
-            set_float(out, 1, sum_of_parts(sums.minima[q]));
-            set_float(out, 2, sums.largest[q]);
+            set_float(out, 0, sum_of_parts(a.p[q]));
+            set_float(out, 1, sum_of_parts(a.minima[q]));
+            set_float(out, 2, a.most[q]);
             results.write(out);
         }
     }
 }
 
-inline void gather(Attention& a, uint32_t cell, uint32_t n_queries, uint32_t chunks, const float* inverse, const Beat* value) {
+inline void gather(Attention& a, uint32_t cell, uint32_t n_queries, uint32_t chunks, const Beat* value) {
     for (uint32_t q = 0; q < n_queries; ++q) {
 #pragma HLS PIPELINE II = 1
         // 2^23: the last place of the sum is one.
-        const Int<13> code = static_cast<int16_t>(float_bits(plus(times(a.scores[cell * n_queries + q], inverse[q]), 8388608.0f)) & 0xfff);
+        const uint32_t code = float_bits(plus(times(a.scores[cell * n_queries + q], a.inverse[q]), 8388608.0f)) & 0xfff;
         for (uint32_t i = 0; i < chunks * 128; ++i) {
 #pragma HLS UNROLL factor = 128
             a.sums[q][i] += static_cast<int>(code) * static_cast<int>(value[i / 128].byte[i % 128 / 2] >> 4 * (i % 2) & 15);
@@ -177,29 +223,34 @@ inline void gather(Attention& a, uint32_t cell, uint32_t n_queries, uint32_t chu
     }
 }
 
-// Behind the command, of each channel that has cells: the inverse of each query, 16 a beat; of each own cell its codes. Back: of each
-// query 8 beats a chunk, of 16 sums each.
+// Of each channel that has cells: the inverse of each query, 16 a beat; of each own cell its codes. Back: of each query 8 beats a chunk,
+// of 16 sums each.
 template <class Commands, class Beats, class Results>
 void attend_values(Lanes& lanes, const Command& command, Commands& commands, Beats* beats, Results& results) {
     const uint32_t n_queries = command.n_queries, chunks = command.chunks;
-    for (uint32_t c = 0; c < kLaneChannels; ++c) {
-        Attention& a = lanes.attention[c];
+    for (Attention& a : lanes.attention) {
         if (a.cells.count() == 0) continue;
-        float inverse[kMaxHeads];
-        for (uint32_t first = 0; first < n_queries; first += kFloats) {
-            const Beat beat = commands.read();
-            for (uint32_t q = first; q < n_queries && q < first + kFloats; ++q) inverse[q] = float_of(beat, q - first);
+        take_floats(commands, a.inverse, n_queries);
+        for (uint32_t i = 0; i < a.cells.n_own; ++i) {
+            for (uint32_t k = 0; k < chunks; ++k) a.own[i].codes[k] = commands.read();
         }
         for (uint32_t q = 0; q < n_queries; ++q) {
             for (uint32_t i = 0; i < chunks * 128; ++i) a.sums[q][i] = 0;
         }
-        Beat value[2];
-        const uint32_t n_old = a.cells.n_old();
-        for (uint32_t cell = 0; cell < a.cells.count(); ++cell) {
-            for (uint32_t k = 0; k < chunks; ++k) value[k] = cell < n_old ? beats[c].read() : commands.read();
-            gather(a, cell, n_queries, chunks, inverse, value);
+    }
+    const uint32_t most = most_cells(lanes);
+    for (uint32_t cell = 0; cell < most; ++cell) {
+        for (uint32_t c = 0; c < kLaneChannels; ++c) {
+#pragma HLS UNROLL
+            Attention& a = lanes.attention[c];
+            if (cell >= a.cells.count()) continue;
+            Beat value[2];
+            for (uint32_t k = 0; k < chunks; ++k) value[k] = cell < a.cells.n_old() ? Beat(beats[c].read()) : a.own[cell - a.cells.n_old()].codes[k];
+            gather(a, cell, n_queries, chunks, value);
         }
-        for (uint32_t q = 0; q < n_queries; ++q) {
+    }
+    for (const Attention& a : lanes.attention) {
+        for (uint32_t q = 0; q < n_queries && a.cells.count() != 0; ++q) {
             for (uint32_t first = 0; first < chunks * 128; first += kFloats) {
                 Beat out{};
                 for (uint32_t k = 0; k < kFloats; ++k) set_word(out, k, static_cast<uint32_t>(static_cast<int32_t>(a.sums[q][first + k])));

@@ -6,14 +6,24 @@
 
 namespace hetrun::u280 {
 
-// What a channel keeps of the ATTEND that it is in.
+// A cell that the pass itself has written: the word of its scale and minimum, whether it is a sink, and its codes.
+struct OwnCell {
+    Beat head, codes[2];
+};
+
+constexpr uint32_t kParts = 8;  // of a float sum over cells
+
+// What a channel keeps of a row and KV head of ATTEND, by query.
 struct Attention {
     Cells cells;
-    float scores[kMaxScores];                // by cell and query; then its weight
-    // Queries, and those that sinks meet.
-    float scale[2][kMaxHeads];      // of a query's scores
-    int32_t code_sum[2][kMaxHeads]; // of its codes
+    OwnCell own[kTokens];
+    float scores[kMaxScores];  // by cell and query; then weights
+    // Queries, and those that sinks meet: what their scores are multiplied with, sum of their codes, codes.
+    float scale[2][kMaxHeads];
+    int32_t code_sum[2][kMaxHeads];
     Int<8> query[2][kMaxHeads][kMaxHeadDim];
+    float largest[kMaxHeads], most[kMaxHeads], inverse[kMaxHeads];  // score; weight; of the largest weight of all
+    float p[kMaxHeads][kParts], minima[kMaxHeads][kParts];          // sums
     Int<30> sums[kMaxHeads][kMaxHeadDim];
 };
 
@@ -54,65 +64,69 @@ void load_activations(Lanes& lanes, const Command& command, Commands& commands) 
     }
 }
 
-// A value of weights: scale times (sum of dots) for a row and token, with scales and minima that came behind the values.
+// Scales and minima of values, which came behind them.
 struct Scales {
     Beat scales, minima;
 };
 
 using Accumulator = Int<56>;
 
-// The sums of one block of rows and one channel.
+// The sums of a block of rows of one channel.
 struct Block {
     Accumulator sum[kTokens][4];
-    Int<29> held[kTokens][kBeatScales];  // dots whose scales are yet to come
+    // Dots by beat of their group, row and part: of the group that arrives, and of the one before it, whose scales are there.
+    Int<29> held[2][kTokens][kBeatScales];
 };
 
-// Dots of a beat into the block.
-inline void add_beat(uint32_t format, const Lanes& lanes, const Beat& beat, uint32_t number, uint32_t n_tokens, Block& block) {
+// Dots of a beat with tokens t and, if there are two, t + 1.   number: of the beat in its block.
+inline void add_values(uint32_t format, const Lanes& lanes, const Values& values, uint32_t number, uint32_t side, uint32_t t, bool two, Block& block) {
+#pragma HLS INLINE
     const Format f = kFormats[format];
     const uint32_t parts = parts_of(format), column = number * f.columns, first = column / kBlock;
-    Int<22> dots[kTokens][kMaxDots];
-    dots_of(format, beat, lanes.codes, column, n_tokens, dots);
+    Int<22> dots[2][kMaxDots];
+    dots_of(format, values, lanes.codes, column, t, two, dots);
     const uint32_t of_row = f.scales / f.rows, at = f.scales == 0 ? 0 : number % scaled_beats(f) * f.scales;
-    for (uint32_t t = 0; t < n_tokens; ++t) {
-        const uint32_t e0 = lanes.exponents[t][first], e1 = f.columns == 64 ? uint32_t{lanes.exponents[t][first + 1]} : e0;
+    for (uint32_t h = 0; h < (two ? 2u : 1u); ++h) {
+#pragma HLS UNROLL
+        const uint32_t e0 = lanes.exponents[t + h][first], e1 = f.columns == 64 ? uint32_t{lanes.exponents[t + h][first + 1]} : e0;
         for (uint32_t r = 0; r < f.rows; ++r) {
 #pragma HLS UNROLL
-            const Int<29> low = Int<29>(dots[t][r * parts]) * (1 << e0);
-            const Int<29> high = parts == 1 ? Int<29>(0) : Int<29>(Int<29>(dots[t][r * parts + 1]) * (1 << e1));
+            const Int<29> low = Int<29>(dots[h][r * parts]) * (1 << e0);
+            const Int<29> high = parts == 1 ? Int<29>(0) : Int<29>(Int<29>(dots[h][r * parts + 1]) * (1 << e1));
             if (f.scales == 0) {
-                const Int<15> scale = static_cast<int16_t>(short_of(beat, 8 * r + 7) & 0x3fff);
-                block.sum[t][r] += Accumulator(low + high) * scale;
+                const Int<15> scale = static_cast<int16_t>(short_of(values.beat, 8 * r + 7) & 0x3fff);
+                block.sum[t + h][r] += Accumulator(low + high) * scale;
             } else if (of_row == 2) {
-                block.held[t][at + 2 * r] = low;
-                block.held[t][at + 2 * r + 1] = high;
+                block.held[side][t + h][at + 2 * r] = low;
+                block.held[side][t + h][at + 2 * r + 1] = high;
             } else {
-                block.held[t][at + r] = low + high;
+                block.held[side][t + h][at + r] = low + high;
             }
         }
     }
 }
 
-// What was held of beats [from, to) meets its scales.
-inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, uint32_t from, uint32_t to, uint32_t n_tokens, Block& block) {
+// What was held of beat `number` meets its scales.
+inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, uint32_t number, uint32_t side, uint32_t t, bool two, Block& block) {
+#pragma HLS INLINE
     const Format f = kFormats[format];
-    const uint32_t of_row = f.scales / f.rows;
-    for (uint32_t t = 0; t < n_tokens; ++t) {
-        for (uint32_t beat = from; beat < to; ++beat) {
-            for (uint32_t i = 0; i < f.scales; ++i) {
+    if (f.scales == 0) return;
+    const uint32_t of_row = f.scales / f.rows, first = number % scaled_beats(f) * f.scales;
+    for (uint32_t h = 0; h < (two ? 2u : 1u); ++h) {
 #pragma HLS UNROLL
-                const uint32_t at = (beat - from) * f.scales + i, r = i / of_row;
-                const Int<16> raw = short_of(with.scales, at);
-                Int<29> value = block.held[t][at];
-                Int<16> scale = raw;
-                if (format == HETRUN_U280_FORMAT_W2) {
-                    const uint32_t bits = static_cast<uint16_t>(static_cast<int>(raw));
-                    scale = static_cast<int16_t>(bits & 0x3fff);
-                    value -= static_cast<int>(bits >> 14) * (lanes.sums[t][2 * beat] + lanes.sums[t][2 * beat + 1]);
-                }
-                block.sum[t][r] += Accumulator(value) * scale;
-                if (f.minima) block.sum[t][r] += Accumulator(lanes.sums[t][beat]) * short_of(with.minima, at);
+        for (uint32_t i = 0; i < f.scales; ++i) {
+#pragma HLS UNROLL
+            const uint32_t r = i / of_row;
+            const Int<16> raw = short_of(with.scales, first + i);
+            Int<29> value = block.held[side][t + h][first + i];
+            Int<16> scale = raw;
+            if (format == HETRUN_U280_FORMAT_W2) {
+                const uint32_t bits = static_cast<uint16_t>(static_cast<int>(raw));
+                scale = static_cast<int16_t>(bits & 0x3fff);
+                value -= static_cast<int>(bits >> 14) * (lanes.sums[t + h][2 * number] + lanes.sums[t + h][2 * number + 1]);
             }
+            block.sum[t + h][r] += Accumulator(value) * scale;
+            if (f.minima) block.sum[t + h][r] += Accumulator(lanes.sums[t + h][number]) * short_of(with.minima, first + i);
         }
     }
 }
@@ -122,37 +136,70 @@ inline float result_of(Accumulator sum, float row_scale, float scale) {
     return times(times(static_cast<float>(static_cast<int64_t>(sum)), row_scale), scale);
 }
 
+// A block of rows of the four channels. Their beats have the same meaning, so that one loop takes all. While a group of values arrives,
+// the one before it meets its scales; after the last there are as many cycles for its own.
+template <class Beats>
+void multiply_block(const Lanes& lanes, uint32_t format, uint32_t n_values, uint32_t n_tokens, Beats* beats, Block* block) {
+    const Format f = kFormats[format];
+    const uint32_t many = f.scales == 0 ? n_values : scaled_beats(f), step = cycle_tokens(format);
+    Values values[kLaneChannels];
+    Scales with[kLaneChannels];
+    uint32_t before = 0, n_before = 0, side = 0;  // the group before: its first beat, and how many
+    for (uint32_t c = 0; c < kLaneChannels; ++c) {
+#pragma HLS UNROLL
+        for (uint32_t t = 0; t < n_tokens; ++t) {
+            for (uint32_t r = 0; r < f.rows; ++r) block[c].sum[t][r] = 0;
+        }
+    }
+    for (uint32_t from = 0; from < n_values + many && (from < n_values || n_before != 0); from += many) {
+        const uint32_t n = from >= n_values ? 0 : from + many < n_values ? many : n_values - from;
+        uint32_t i = 0, t = 0;
+        while (i < n || i < n_before) {
+#pragma HLS PIPELINE II = 1
+            const bool two = step == 2 && t + 1 < n_tokens;
+            for (uint32_t c = 0; c < kLaneChannels; ++c) {
+#pragma HLS UNROLL
+                if (i < n && t == 0) take_values(format, beats[c].read(), values[c]);
+                if (i < n) add_values(format, lanes, values[c], from + i, side, t, two, block[c]);
+                if (i < n_before) add_scaled(format, lanes, with[c], before + i, 1 - side, t, two, block[c]);
+            }
+            t += step;
+            if (t < n_tokens) continue;
+            t = 0;
+            ++i;
+        }
+        if (f.scales == 0) return;
+        for (uint32_t c = 0; c < kLaneChannels && n != 0; ++c) {
+#pragma HLS UNROLL
+            with[c].scales = beats[c].read();
+            if (f.minima) with[c].minima = beats[c].read();
+        }
+        before = from;
+        n_before = n;
+        side = 1 - side;
+    }
+}
+
 // Results: of each 16 rows of the four channels, channel by channel, a beat for each token.
 template <class Beats, class Results>
 void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats* beats, Results& results) {
     const Format f = kFormats[format];
-    const uint32_t n_values = value_beats(f, command.n_columns), many = f.scales == 0 ? n_values : scaled_beats(f), n_tokens = command.n_tokens;
-    Beat row_scales[kLaneChannels], out[kLaneChannels][kTokens];
+    const uint32_t n_values = value_beats(f, command.n_columns), n_tokens = command.n_tokens;
+    Beat row_scales[kLaneChannels], out[kLaneChannels][kTokens] = {};
     for (uint32_t b = 0; b < command.n_blocks; ++b) {
         const uint32_t in_group = b % group_blocks(f);
+        for (uint32_t c = 0; c < kLaneChannels && in_group == 0; ++c) {
+#pragma HLS UNROLL
+            row_scales[c] = beats[c].read();
+        }
+        Block block[kLaneChannels];
+        multiply_block(lanes, format, n_values, n_tokens, beats, block);
         for (uint32_t c = 0; c < kLaneChannels; ++c) {
 #pragma HLS UNROLL
-            if (in_group == 0) {
-                row_scales[c] = beats[c].read();
-                for (uint32_t t = 0; t < n_tokens; ++t) out[c][t] = Beat{};
-            }
-            Block block;
-            for (uint32_t t = 0; t < n_tokens; ++t) {
-                for (uint32_t r = 0; r < f.rows; ++r) block.sum[t][r] = 0;
-            }
-            for (uint32_t from = 0; from < n_values; from += many) {
-                const uint32_t to = from + many < n_values ? from + many : n_values;
-                for (uint32_t i = from; i < to; ++i) add_beat(format, lanes, beats[c].read(), i, n_tokens, block);
-                if (f.scales == 0) continue;
-                Scales with{};
-                with.scales = beats[c].read();
-                if (f.minima) with.minima = beats[c].read();
-                add_scaled(format, lanes, with, from, to, n_tokens, block);
-            }
             for (uint32_t t = 0; t < n_tokens; ++t) {
                 for (uint32_t r = 0; r < f.rows; ++r) {
                     const uint32_t at = in_group * f.rows + r;
-                    set_float(out[c][t], at, result_of(block.sum[t][r], float_of(row_scales[c], at), lanes.scales[t]));
+                    set_float(out[c][t], at, result_of(block[c].sum[t][r], float_of(row_scales[c], at), lanes.scales[t]));
                 }
             }
         }

@@ -126,24 +126,34 @@ inline void cycle(uint32_t format, const Beat& beat, const Code* x0, const Code*
     }
 }
 
-// Dots of a beat with each token, in the beat's cycles.   column: its first.
-inline void dots_of(uint32_t format, const Beat& beat, const Code codes[kTokens / 2][2][kMaxColumns], uint32_t column, uint32_t n_tokens,
-                    Int<22> dots[kTokens][kMaxDots]) {
+// Tokens that a cycle takes.
+constexpr uint32_t cycle_tokens(uint32_t format) { return format == HETRUN_U280_FORMAT_W2 ? 1 : 2; }
+
+// A beat of values on its way through the array.
+struct Values {
+    Beat beat;
 #ifdef HETRUN_U280_FAST
-    fast_dots(format, beat, &codes[0][0][0], column, n_tokens, &dots[0][0]);
+    Code weights[HETRUN_U280_LANES * 2];
+#endif
+};
+inline void take_values(uint32_t format, const Beat& beat, Values& values) {
+#pragma HLS INLINE
+    (void)format;
+    values.beat = beat;
+#ifdef HETRUN_U280_FAST
+    unpack(format, beat, values.weights);
+#endif
+}
+
+// Dots with tokens t and t + 1, of W2 with t.   column: the beat's first.
+inline void dots_of(uint32_t format, const Values& values, const Code codes[kTokens / 2][2][kMaxColumns], uint32_t column, uint32_t t, bool two,
+                    Int<22> dots[2][kMaxDots]) {
+#pragma HLS INLINE
+#ifdef HETRUN_U280_FAST
+    fast_dots(format, values.weights, &codes[t / 2][t % 2][column], dots[0]);
+    if (two) fast_dots(format, values.weights, &codes[t / 2][1][column], dots[1]);
 #else
-    if (format == HETRUN_U280_FORMAT_W2) {
-        for (uint32_t t = 0; t < n_tokens; ++t) {
-#pragma HLS PIPELINE II = 1
-            Int<22> none[kMaxDots];
-            cycle(format, beat, &codes[t / 2][t % 2][column], &codes[t / 2][t % 2][column], false, dots[t], none);
-        }
-        return;
-    }
-    for (uint32_t t = 0; t < n_tokens; t += 2) {
-#pragma HLS PIPELINE II = 1
-        cycle(format, beat, &codes[t / 2][0][column], &codes[t / 2][1][column], t + 1 < n_tokens, dots[t], dots[t + 1]);
-    }
+    cycle(format, values.beat, &codes[t / 2][t % 2][column], &codes[t / 2][1][column], two, dots[0], dots[1]);
 #endif
 }
 

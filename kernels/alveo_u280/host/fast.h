@@ -57,56 +57,50 @@ void unpack(const Beat& beat, int16_t* weights) {
     }
 }
 
-// Dots of the beat's rows and parts with each token.   codes: of token 0, others kMaxColumns apart; dots: eight a token.
+// Dots of the beat's rows and parts with a token.   x: its codes from the beat's first column on.
 template <uint32_t Format>
-void fast_dots_of(const Beat& beat, const int16_t* codes, uint32_t column, uint32_t n_tokens, int32_t* dots) {
+void fast_dots(const int16_t* weights, const int16_t* x, int32_t* dots) {
     constexpr int kRows = static_cast<int>(kFormats[Format].rows), kColumns = static_cast<int>(kFormats[Format].columns);
     constexpr int kParts = Format == HETRUN_U280_FORMAT_W2S24 || Format == HETRUN_U280_FORMAT_W2 || Format == HETRUN_U280_FORMAT_S8H ? 2 : 1;
-    int16_t weights[256];
-    unpack<Format>(beat, weights);
-    for (uint32_t t = 0; t < n_tokens; ++t) {
-        const int16_t* x = codes + t * HETRUN_U280_MAX_COLUMNS + column;
-        for (int r = 0; r < kRows; ++r) {
-            for (int part = 0; part < kParts; ++part) {
-                constexpr int n = kColumns / kParts;
-                const int16_t *w = weights + r * kColumns + part * n, *own = x + part * n;
-                int32_t dot = 0;
-                for (int k = 0; k < n; ++k) dot += w[k] * own[k];
-                dots[8 * t + static_cast<uint32_t>(r * kParts + part)] = dot;
-            }
-        }
+    constexpr int n = kColumns / kParts;
+    for (int i = 0; i < kRows * kParts; ++i) {
+        const int16_t *w = weights + i * n, *own = x + i % kParts * n;
+        int32_t dot = 0;
+        for (int k = 0; k < n; ++k) dot += w[k] * own[k];
+        dots[i] = dot;
     }
-}
-
-inline void fast_dots(uint32_t format, const Beat& beat, const int16_t* codes, uint32_t column, uint32_t n_tokens, int32_t* dots) {
-    switch (format) {
-        case HETRUN_U280_FORMAT_W2S24: return fast_dots_of<HETRUN_U280_FORMAT_W2S24>(beat, codes, column, n_tokens, dots);
-        case HETRUN_U280_FORMAT_W2: return fast_dots_of<HETRUN_U280_FORMAT_W2>(beat, codes, column, n_tokens, dots);
-        case HETRUN_U280_FORMAT_S4: return fast_dots_of<HETRUN_U280_FORMAT_S4>(beat, codes, column, n_tokens, dots);
-        case HETRUN_U280_FORMAT_U4: return fast_dots_of<HETRUN_U280_FORMAT_U4>(beat, codes, column, n_tokens, dots);
-        case HETRUN_U280_FORMAT_S8: return fast_dots_of<HETRUN_U280_FORMAT_S8>(beat, codes, column, n_tokens, dots);
-        case HETRUN_U280_FORMAT_S8H: return fast_dots_of<HETRUN_U280_FORMAT_S8H>(beat, codes, column, n_tokens, dots);
-        default: return;
-    }
-}
-
-template <uint32_t Format, class Run>
-[[gnu::flatten, gnu::noinline]] void run_in_format(const Run& run) {
-    run(std::integral_constant<uint32_t, Format>{});
 }
 
 // Calls run with the format as a constant.
 template <class Run>
-void multiply_in_format(uint32_t format, const Run& run) {
+inline __attribute__((always_inline)) void in_format(uint32_t format, const Run& run) {
     switch (format) {
-        case HETRUN_U280_FORMAT_W2S24: return run_in_format<HETRUN_U280_FORMAT_W2S24>(run);
-        case HETRUN_U280_FORMAT_W2: return run_in_format<HETRUN_U280_FORMAT_W2>(run);
-        case HETRUN_U280_FORMAT_S4: return run_in_format<HETRUN_U280_FORMAT_S4>(run);
-        case HETRUN_U280_FORMAT_U4: return run_in_format<HETRUN_U280_FORMAT_U4>(run);
-        case HETRUN_U280_FORMAT_S8: return run_in_format<HETRUN_U280_FORMAT_S8>(run);
-        case HETRUN_U280_FORMAT_S8H: return run_in_format<HETRUN_U280_FORMAT_S8H>(run);
+        case HETRUN_U280_FORMAT_W2S24: return run(std::integral_constant<uint32_t, HETRUN_U280_FORMAT_W2S24>{});
+        case HETRUN_U280_FORMAT_W2: return run(std::integral_constant<uint32_t, HETRUN_U280_FORMAT_W2>{});
+        case HETRUN_U280_FORMAT_S4: return run(std::integral_constant<uint32_t, HETRUN_U280_FORMAT_S4>{});
+        case HETRUN_U280_FORMAT_U4: return run(std::integral_constant<uint32_t, HETRUN_U280_FORMAT_U4>{});
+        case HETRUN_U280_FORMAT_S8: return run(std::integral_constant<uint32_t, HETRUN_U280_FORMAT_S8>{});
+        case HETRUN_U280_FORMAT_S8H: return run(std::integral_constant<uint32_t, HETRUN_U280_FORMAT_S8H>{});
         default: return;
     }
+}
+
+inline void unpack(uint32_t format, const Beat& beat, int16_t* weights) {
+    in_format(format, [&](auto constant) { unpack<constant()>(beat, weights); });
+}
+inline void fast_dots(uint32_t format, const int16_t* weights, const int16_t* x, int32_t* dots) {
+    in_format(format, [&](auto constant) { fast_dots<constant()>(weights, x, dots); });
+}
+
+template <class Constant, class Run>
+[[gnu::flatten, gnu::noinline]] void flattened(Constant format, const Run& run) {
+    run(format);
+}
+
+// Calls run with the format as a constant, all that it calls a part of it.
+template <class Run>
+void multiply_in_format(uint32_t format, const Run& run) {
+    in_format(format, [&](auto constant) { flattened(constant, run); });
 }
 
 }  // namespace hetrun::u280
