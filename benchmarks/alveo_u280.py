@@ -157,6 +157,7 @@ def designs() -> Iterator[tuple[str, ...]]:
         ("225 MHz", {"clock_hz": 225_000_000}),
         ("300 MHz", {"clock_hz": 300_000_000}),
         ("64 products a channel", {"lanes": 64}),
+        ("64 products a channel, 275 MHz", {"lanes": 64, "clock_hz": 275_000_000}),
         ("32 floats of vector work a cycle", {"vector_floats": 32}),
         ("FIFOs of 4 KB", {"fifo_beats": 64}),
         ("4 bursts outstanding", {"outstanding": 4}),

@@ -58,7 +58,8 @@ def test_memories_take_what_their_shape_needs() -> None:
     found = {part.name: part for part in parts(header_design())}
     assert found["readers: FIFOs"].uram == found["attention: scores of a head"].uram == 8 * 32
     assert found["vector: memory"].uram == 64  # 8 rows of 65,536 floats
-    assert found["lanes: codes of activations"].bram36 == 8 * 57  # 4,096 bits wide, 256 deep
+    codes = found["lanes: codes of activations"]  # of 64 columns and two rows at once, 1,024 deep
+    assert (codes.bram36, codes.uram) == (24 * 30, 8 * 15)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +76,6 @@ def test_power_goes_with_clock_and_size_on_both_bases() -> None:
         slow, fast = (watts(replace(header_design(), clock_hz=hz), basis) for hz in (225_000_000, 300_000_000))
         assert watts(Design.of({"channels": 16, "clock_hz": 225_000_000}), basis) < slow < fast
     assert watts(header_design(), "tool") < watts(header_design(), "board")
-
-
-def test_a_token_a_joule_is_better_than_the_published_design_on_its_own_basis() -> None:
-    """AccLLM: 4.96 tokens/J; ours 5.0 at least behind 128 tokens."""
-    model = graph_of(load_shape("llama2-7b-w2s24"), GraphOptions(n_ctx=512, kv_format="kv4"), Registry.load())
-    seconds = launch_cost().seconds + sum(op_seconds(op, Workload(1, 128)) for op in model.ops)
-    assert 1 / (seconds * watts(header_design(), "tool")) >= 5.0
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,11 @@ def _parts(design: Design) -> Iterator[Part]:
     yield _logic("attention: sums of values", channels * 128 * 27 * 0.6, 0)
     scores = channels * -(-4 * _MOST_SCORES // _URAM_BYTES)
     yield Part("attention: scores of a head", 0, 0, 0, 0, scores, COMPUTED)
-    kernels = -(-channels // (n["CHANNELS"] // n["LANE_KERNELS"]))
-    # 64 columns of each token at once, 72 bits a block RAM of 512.
-    codes = kernels * -(-64 * 8 * tokens // 72) * -(-n["MAX_COLUMNS"] // 64 // 512)
-    yield Part("lanes: codes of activations", 0, 0, 0, codes, 0, COMPUTED)
+    # Each channel's own, 64 columns of two rows at once, 72 bits a RAM; a quarter of the channels in URAM.
+    width, depth = 64 * 2 * 8, -(-n["MAX_COLUMNS"] // 64) * -(-tokens // 2)
+    in_uram = channels // 4
+    codes = (channels - in_uram) * -(-width // 72) * -(-depth // 512)
+    yield Part("lanes: codes of activations", 0, 0, 0, codes, in_uram * -(-width // 72), COMPUTED)
     fifo = channels * -(-design.fifo_beats * n["BEAT_BYTES"] // _URAM_BYTES)
     # A FIFO of 512 bits is 8 URAMs wide, however short.
     yield Part("readers: FIFOs", 0, 0, 0, 0, max(fifo, 8 * channels), COMPUTED, slr0=True)
