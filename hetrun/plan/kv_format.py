@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hetrun.device import Cost
+from hetrun.errors import PluginError
 from hetrun.graph.graph import Graph
 from hetrun.ops import Attention, Workload
 from hetrun.plan.cost import estimate
@@ -30,4 +31,7 @@ def default_kv_format(graph: Graph, devices: Sequence[FoundDevice]) -> str:
 
 def _takes(device: FoundDevice, attention: Sequence[Attention], kv_format: str) -> bool:
     ops = (replace(op, kv=replace(op.kv, format=kv_format)) for op in attention)
-    return all(isinstance(estimate(device, op, Workload(1, 0)), Cost) for op in ops)
+    try:
+        return all(isinstance(estimate(device, op, Workload(1, 0)), Cost) for op in ops)
+    except PluginError:
+        return True  # placement asks again, and names the first op whose answer is wrong

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from hetrun.device import Unsupported
-from hetrun.errors import PluginError
 from hetrun.plan.kv_format import default_kv_format
 
 from .fakes import FakeDriver, fake
@@ -52,10 +51,9 @@ def test_a_format_that_every_device_with_attention_takes(devices, expected):
     assert default_kv_format(llama_graph(), found) == expected
 
 
-def test_a_driver_that_fails_is_named():
+def test_a_driver_that_fails_is_left_to_placement():
     class Broken(FakeDriver):
         def estimate(self, info, op, workload):
             raise ZeroDivisionError
 
-    with pytest.raises(PluginError, match="bad"):
-        default_kv_format(llama_graph(), [replace(fake("bad"), driver=Broken("bad"))])
+    assert default_kv_format(llama_graph(), [replace(fake("bad"), driver=Broken("bad"))]) == "f16"
