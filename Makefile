@@ -7,10 +7,11 @@ PROMPT ?= The three laws of thermodynamics are
 PYTEST_ARGS ?=
 
 # Where every test is required, llama.cpp is built too (minutes): the live comparisons need it.
-EXTRAS := $(if $(filter 1,$(HETRUN_REQUIRE_ALL)),dev oracle,dev)
-empty :=
-comma := ,
-TOOLS := $(VENV)/.tools-$(subst $(empty) $(empty),-,$(EXTRAS))
+ORACLE := $(if $(filter 1,$(HETRUN_REQUIRE_ALL)),$(shell sed -n 's/^oracle = \["\(.*\)"\]$$/\1/p' pyproject.toml))
+TOOLS := $(VENV)/.tools-dev$(if $(ORACLE),-oracle)
+# On processors with AMX its first prompt crashes where GCC took the stores of its tile shapes for dead (llama.cpp #20824), as
+# in a wheel that pip may have kept.
+ORACLE_FLAGS := $(if $(shell grep -sw amx_tile /proc/cpuinfo | head -n 1),--no-cache-dir --no-binary llama-cpp-python)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -63,7 +64,8 @@ $(VENV)/.installed: $(VENV)/.python $(SOURCES)
 # The tools that lint, type check and tests need, with hetrun's own dependencies (mypy reads their types).
 $(TOOLS): $(VENV)/.python pyproject.toml
 	@echo 'building hetrun and installing it and its tools in $(VENV) (minutes the first time, on two cores)'
-	$(PIP) install --quiet '.[$(subst $(empty) $(empty),$(comma),$(EXTRAS))]'
+	$(if $(ORACLE),CXXFLAGS='-fno-dse -fno-tree-dse' $(PIP) install --quiet $(ORACLE_FLAGS) '$(ORACLE)')
+	$(PIP) install --quiet '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.python:

@@ -53,7 +53,7 @@ def command(
     from hetrun.device import DesignSpace
     from hetrun.model.architectures import GraphOptions
     from hetrun.plan.explore import combinations, explore
-    from hetrun.plugins import Registry, select_device
+    from hetrun.plugins import FoundDevice, Registry, select_device
 
     show_log()
     name, header = read_header(model, shape, None)
@@ -64,8 +64,10 @@ def command(
         raise DeviceError(f"driver {driver} has no designs to explore", remedy="docs/plugins.md says how it would")
     axes = {**space.axes(), **_values(chosen, space)}
     points = [space.design(parameters) for parameters in combinations(axes)]
-    graph = api.graph_of(header, GraphOptions(n_ctx=2 * n_ctx, max_tokens=16), registry)
     host = select_device(registry.devices(common={"modelled": True}), space.host_profile)
+    # A cache of keys and values that the designs take, all of which are alike in that.
+    devices = [host, FoundDevice(found, points[0].info, found.name)]
+    graph = api.graph_on(devices, header, GraphOptions(n_ctx=2 * n_ctx, max_tokens=16), registry)
     print(f"planning {name} for {len(points)} designs", file=sys.stderr)
     explored = explore(graph, found, host, _with_progress(points), n_ctx)
     if options.flags().json:

@@ -25,11 +25,11 @@ private:
     void rope_table(const Step& s, uint32_t thread);
     void prepare(const Step& s, uint32_t thread);
     void matmul(const Step& s, uint32_t thread);
-    void matmul_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread);
-    void multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, size_t n_tokens, uint32_t thread,
+    void matmul_rows(const Step& s, size_t first, size_t n_rows, Range tokens, bool alone, uint32_t thread);
+    void multiply(const WeightView& w, const Value& input, size_t first, size_t n_rows, Range tokens, bool alone, uint32_t thread,
                   float* out, size_t stride);
-    void write_rows(const Step& s, size_t first, size_t n_rows, size_t n_tokens, const float* tile, const float* up);
-    void fill_panels(const Step& s, size_t first, size_t n_tokens, float* tile, const float* up);
+    void write_rows(const Step& s, size_t first, size_t n_rows, Range tokens, size_t stride, const float* tile, const float* up);
+    void fill_panels(const Step& s, size_t first, Range tokens, float* tile, const float* up);
     void look_ahead(const Step& s, uint32_t thread);
     void norm(const Step& s, uint32_t thread);
     void rope(const Step& s, uint32_t thread);

@@ -67,6 +67,7 @@ def test_sound_driver_passes(kit: Kit) -> None:
 IN_TREE = {
     "reference:0": "hetrun.reference.plugin",
     "cpu:0": "hetrun_cpu.plugin",
+    "alveo-u280:csim": "hetrun_alveo_u280.plugin",  # the card, simulated: tests/hls/test_u280_kit.py
     "pynq-z1:csim": "hetrun_pynq_z1.plugin",  # the board's devices, simulated: tests/hls/pynq_kit_cases.py
 }
 

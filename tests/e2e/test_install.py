@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 
-LIBRARIES = {"core": "hetrun/_native/libhetrun_core.so", "cpu": "hetrun_cpu/_native/libhetrun_cpu.so"}
+LIBRARIES = {
+    "core": "hetrun/_native/libhetrun_core.so",
+    "cpu": "hetrun_cpu/_native/libhetrun_cpu.so",
+    "pynq_z1": "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so",
+    "alveo_u280": "hetrun_alveo_u280/_native/libhetrun_alveo_u280.so",
+}
 
 BUILT = {".pyc", ".so"}
 
@@ -33,7 +38,7 @@ def test_wheel_serves_every_python_of_the_platform(wheel: Path) -> None:
 
 def test_wheel_holds_its_packages_and_no_more(members: set[str]) -> None:
     tops = {name.split("/")[0] for name in members if ".dist-info/" not in name}
-    assert tops <= {"hetrun", "hetrun_cpu", "hetrun_modelled", "hetrun_pynq_z1"}
+    assert tops <= {"hetrun", "hetrun_alveo_u280", "hetrun_cpu", "hetrun_modelled", "hetrun_pynq_z1"}
 
 
 def test_wheel_holds_every_module(checkout: Path, members: set[str]) -> None:
@@ -58,9 +63,10 @@ def test_wheel_holds_the_native_libraries(checkout: Path, members: set[str]) -> 
 def test_wheel_holds_hardware_sources_but_no_others(members: set[str]) -> None:
     """Those that a user may synthesize, and that the driver reads its registers from."""
     sources = {name for name in members if name.endswith((".cpp", ".h", ".o", ".a", "CMakeLists.txt"))}
-    hardware = {name for name in sources if name.startswith("hetrun_pynq_z1/_sources/hls/")}
-    assert "hetrun_pynq_z1/_sources/hls/engine.h" in hardware
-    assert sources == hardware
+    engines = ("hetrun_alveo_u280", "hetrun_pynq_z1")
+    folders = tuple(f"{engine}/_sources/{part}/" for engine in engines for part in ("hls", "fabric"))
+    assert {f"{engine}/_sources/hls/engine.h" for engine in engines} <= sources
+    assert {name for name in sources if not name.startswith(folders)} == set()
 
 
 def test_source_archive_holds_what_the_build_needs(checkout: Path, tmp_path: Path, require_module: Any) -> None:

@@ -86,8 +86,8 @@ class xclbin:
         return [_getters(name=name, num_args=n) for name, n in self.content["kernels"].items()]
 
     def get_mems(self) -> list[Any]:
-        mems = enumerate(self.content["mems"])
-        return [_getters(index=i, tag=tag, base_address=base, size_kb=kb, used=True) for i, (tag, base, kb) in mems]
+        names = ("tag", "base_address", "size_kb", "used")
+        return [_getters(index=i, **dict(zip(names, mem, strict=True))) for i, mem in enumerate(self.content["mems"])]
 
     def get_uuid(self) -> uuid:
         return uuid(self.content["uuid"])

@@ -32,8 +32,8 @@ class WaitsForEver(BaseException):
 def write_xclbin(path: Path, **changes: Any) -> Path:
     """An xclbin with no design in it.   changes: of kernels {name: arguments}, banks {argument: index}, version, ..."""
     n = definition().numbers
-    mems = [(f"HBM[{i}]", i * HBM_BYTES, HBM_BYTES >> 10) for i in range(n["CHANNELS"])]
-    mems += [(f"DDR[{i}]", DDR_BASE + i * DDR_BYTES, DDR_BYTES >> 10) for i in range(2)]
+    mems = [(f"HBM[{i}]", i * HBM_BYTES, HBM_BYTES >> 10, True) for i in range(n["CHANNELS"])]
+    mems += [(f"DDR[{i}]", DDR_BASE + i * DDR_BYTES, DDR_BYTES >> 10, i == 0) for i in range(2)]
     content = {
         "kernels": {CONTROLLER: n["ARGS"] + n["CHANNELS"] + 2 * n["LANE_KERNELS"], LANES: 6},  # streams count
         "banks": BANKS,

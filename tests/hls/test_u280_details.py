@@ -60,9 +60,9 @@ def test_details_follow_the_card(insert: Insert, xclbin: Path) -> None:
         "made for": PLATFORM,
         "uuid": "5d7e3f61-0000-4000-8000-0123456789ab",
         "kernel": f"{CONTROLLER}, {LANES}",
-        "banks": "34 used",
-        "HBM": f"{8 << 30} bytes, {(8 << 30) - 496} free; {32 << 20} are taken",
-        "DDR": f"{16 << 30} bytes, {(16 << 30) - 4096} free; {16 << 20} are taken",
+        "banks": "32 of HBM, DDR[0]",
+        "HBM": f"{8 << 30} bytes, {(8 << 30) - 496} free; hetrun takes {32 << 20}",
+        "DDR": f"{16 << 30} bytes, {(16 << 30) - 4096} free; hetrun takes {16 << 20}",
         "temperature": "FPGA 41 C, FPGA HBM 39 C",
         "power": "27.5 W of at most 225 W",
         "time limit of a launch": "0.3 s",
@@ -84,7 +84,7 @@ def test_what_xrt_does_not_tell_is_unknown(insert: Insert, xclbin: Path) -> None
     card = insert()
     card.info = {"memory": "{}", "electrical": "no JSON", "thermal": json.dumps({"thermals": []})}
     rows = shown(xclbin)
-    assert rows["HBM"].value == f"unknown; {32 << 20} are taken" and "KeyError" in str(rows["HBM"].missing)
+    assert rows["HBM"].value == f"unknown; hetrun takes {32 << 20}" and "KeyError" in str(rows["HBM"].missing)
     assert rows["power"].value == "unknown" and "XRT does not tell it" in str(rows["power"].missing)
     assert rows["temperature"].value == "no sensor"
     card.info["memory"] = json.dumps({"board": {"memory": {"memories": []}}})
@@ -99,10 +99,10 @@ def test_each_row_says_what_is_wrong_with_it(insert: Insert, tmp_path: Path) -> 
     broken = tmp_path / "broken.xclbin"
     broken.write_bytes(absence.XCLBIN_MAGIC + b"{")
     assert "it cannot be read" in str(shown(broken)["xclbin"].missing)
-    other = write_xclbin(tmp_path / "other.xclbin", kernels={"vadd": 4}, mems=[("HBM[0]", 0, 1)])
+    other = write_xclbin(tmp_path / "other.xclbin", kernels={"vadd": 4}, mems=[("HBM[0]", 0, 1, True)])
     rows = shown(other)
     assert f"expected a kernel {CONTROLLER}, found vadd" in str(rows["kernel"].missing)
-    assert rows["banks"] == Detail("banks", "1 used", "it uses no HBM[1]: hetrun build alveo-u280")
+    assert rows["banks"] == Detail("banks", "1 of HBM", "it uses no HBM[1]: hetrun build alveo-u280")
     assert "card 1 does not open" in str(shown(other, card=1)["card"].missing)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -217,8 +218,8 @@ def test_a_bank_that_is_too_small_is_refused(
     insert: Insert, tmp_path: Path, xclbin: Path, mems: dict[str, int], words: str
 ) -> None:
     insert()
-    banks = [(f"HBM[{i}]", i << 28, mems.get(f"HBM[{i}]", 1 << 18)) for i in range(32)]
-    banks += [(f"DDR[{i}]", (1 << 38) + (i << 34), mems.get(f"DDR[{i}]", 1 << 24)) for i in range(2)]
+    banks = [(f"HBM[{i}]", i << 28, mems.get(f"HBM[{i}]", 1 << 18), True) for i in range(32)]
+    banks += [(f"DDR[{i}]", (1 << 38) + (i << 34), mems.get(f"DDR[{i}]", 1 << 24), True) for i in range(2)]
     with pytest.raises(AllocationError, match=words):
         opened(write_xclbin(tmp_path / "small.xclbin", mems=banks))
 
@@ -336,3 +337,25 @@ def test_a_card_that_is_forgotten_is_given_back(insert: Insert, xclbin: Path) ->
     del driver
     gc.collect()
     assert not card.users and not card.live
+
+
+# A process that ends without a word: pyxrt's objects are let go of before the interpreter takes modules away.
+FORGETFUL = """
+import atexit, sys
+sys.path[:0] = {folders!r}
+card = None
+atexit.register(lambda: print("left", card.users, len(card.live)))
+import fake_pyxrt, fake_u280
+from pathlib import Path
+from u280_machine import opened
+card = fake_u280.FakeCard()
+sys.modules["pyxrt"] = fake_pyxrt.module("2.13", [card])
+driver = opened(Path({xclbin!r}))
+"""
+
+
+def test_a_process_that_ends_lets_go_of_the_card(xclbin: Path) -> None:
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    program = FORGETFUL.format(folders=folders, xclbin=str(xclbin))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left 0 0\n", "")

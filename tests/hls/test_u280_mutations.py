@@ -35,16 +35,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", quant="Q8_0", tied=True)
 
 
-def tokens(model: Path, device: str, **settings: object) -> list[int]:
-    """Greedy ones, the whole model on the device."""
-    with hetrun.load(
+def load(model: Path, device: str, **settings: object) -> hetrun.Model:
+    return hetrun.load(
         model,
         devices=[device],
         n_ctx=64,
         kv_format="kv4",
         max_tokens_per_step=16,
         driver_settings={"alveo-u280": {**SMALL, **settings}},
-    ) as loaded:
+    )
+
+
+def tokens(model: Path, device: str, **settings: object) -> list[int]:
+    """Greedy ones, the whole model on the device."""
+    with load(model, device, **settings) as loaded:
         assert {a.device for a in loaded.plan.assignments("decode")} == {device}
         made: list[int] = []
         fed = loaded.tokenize(PROMPT)
@@ -83,6 +87,27 @@ def test_a_step_of_one_token_is_one_launch_and_brings_back_logits_and_report(
     between = [card.transfers[a + 1 : b] for a, b in pairwise(steps)]
     n_vocab = card.transfers[steps[-1] + 1][2] // 4
     assert between == [[("from", 32, 4 * n_vocab)]] * len(between)
+
+
+def test_smollm2_through_pyxrt_has_the_tokens_of_csim(card: FakeCard, xclbin: Path, smollm2_path: Path) -> None:
+    room = {"hbm_bytes": 256 << 20, "timeout_s": 60}
+    assert tokens(smollm2_path, "alveo-u280:0", xclbin=str(xclbin), **room) == tokens(
+        smollm2_path, "alveo-u280:csim", **room
+    )
+
+
+def test_a_step_that_hangs_ends_the_model_and_another_one_runs(
+    card: FakeCard, xclbin: Path, model: Path, csim_tokens: list[int]
+) -> None:
+    with load(model, "alveo-u280:0", xclbin=str(xclbin)) as loaded:
+        loaded.session.feed(loaded.tokenize(PROMPT))
+        card.hangs_next = True
+        for _ in range(2):  # never a token from a card that lost its memory
+            with pytest.raises(DeviceError, match="weights and KV there are lost"):
+                loaded.session.feed([csim_tokens[0]])
+    gc.collect()
+    assert not card.users and not card.live
+    assert tokens(model, "alveo-u280:0", xclbin=str(xclbin)) == csim_tokens
 
 
 # Rules, broken one at a time.

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
+import order_device
 import u280_order
+from order_device import Floats
 
-from hetrun.device import (
-    API_VERSION,
-    Batch,
-    Bindings,
-    Cost,
-    DeviceInfo,
-    KvSpec,
-    MemorySpace,
-    Program,
-    RunEvent,
-    Segment,
-    Unsupported,
-    Workload,
-)
-from hetrun.hookspecs import hookimpl
+from hetrun.device import Batch, KvSpec, State
 from hetrun.ops import (
     Add,
     Attention,
@@ -37,47 +22,14 @@ from hetrun.ops import (
     Rope,
     Scale,
     SelectRows,
-    Value,
 )
-from hetrun.plugins import Plugin, Registry
-from hetrun.reference.device import ReferenceBuffer
+from hetrun.plugins import Registry
 from hetrun.tensor import Weight
 
 DEVICE = "u280-order:0"
-_COST = Cost(1.0, "analytic:never chosen on its own")
 _OPS = (Add, Attention, Bias, Embedding, GatedActivation, MatMul, RmsNorm, Rope, Scale, SelectRows)
 
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class OrderProgram:
-    segment: Segment
-    resident: Mapping[tuple[str, str], int]
-
-
-class OrderDriver:
-    """The ops and types of the engine, on the host's memory."""
-
-    name = "u280-order"
-    api_version = API_VERSION
-
-    def probe(self, config: Mapping[str, object]) -> Sequence[DeviceInfo]:
-        spaces = (MemorySpace("host", 1 << 40),)
-        return [DeviceInfo(DEVICE, "The U280 engine's order in NumPy", "emulated", spaces, _COST, {})]
-
-    def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
-        matrices = op.weights if isinstance(op, (Embedding, MatMul)) else ()
-        kept = not isinstance(op, Attention) or op.kv.format in ("kv4", "kv4h")
-        if isinstance(op, _OPS) and kept and all(w.type.name in u280_order.TYPES for w in matrices):
-            return _COST
-        return Unsupported("the engine has no such op")
-
-    def compile(self, info: DeviceInfo, segment: Segment) -> OrderProgram:
-        return OrderProgram(segment, {})
-
-    def open(self, info: DeviceInfo) -> OrderDevice:
-        return OrderDevice()
+Constant = u280_order.Weight | Floats
 
 
 class OrderState:
@@ -94,56 +46,29 @@ class OrderState:
         pass
 
 
-class OrderDevice:
-    def __init__(self) -> None:
-        self._matrices: dict[str, u280_order.Weight] = {}
+class U280Arithmetic:
+    """The ops and types of the engine."""
 
-    def alloc(self, nbytes: int) -> ReferenceBuffer:
-        return ReferenceBuffer(nbytes, 64)
+    name = "u280-order"
+
+    def takes(self, op: Op) -> bool:
+        matrices = op.weights if isinstance(op, (Embedding, MatMul)) else ()
+        kept = not isinstance(op, Attention) or op.kv.format in ("kv4", "kv4h")
+        return isinstance(op, _OPS) and kept and all(w.type.name in u280_order.TYPES for w in matrices)
+
+    def constant(self, op: Op, weight: Weight, blocks: memoryview) -> Constant:
+        if not isinstance(op, (Embedding, MatMul)):
+            return np.frombuffer(blocks, np.float32)
+        rows = np.frombuffer(blocks, np.uint8).reshape(weight.shape[0], -1)
+        return u280_order.Weight.of(weight.type.name, rows)
 
     def state(self, kv: KvSpec) -> OrderState:
         return OrderState(kv)
 
-    def load(self, program: Program, weights: Mapping[str, memoryview], bindings: Bindings) -> OrderExecutable:
-        constants: dict[str, u280_order.Weight | Floats] = {}
-        for op in program.segment.ops:
-            for weight in op.weights:
-                matrix = isinstance(op, (Embedding, MatMul))
-                constants[weight.name] = (
-                    self._matrix(weight, weights) if matrix else np.frombuffer(weights[weight.name], np.float32)
-                )
-        return OrderExecutable(program.segment, constants, bindings)
-
-    def _matrix(self, weight: Weight, weights: Mapping[str, memoryview]) -> u280_order.Weight:
-        if weight.name not in self._matrices:  # phases share them
-            rows = np.frombuffer(weights[weight.name], np.uint8).reshape(weight.shape[0], -1)
-            self._matrices[weight.name] = u280_order.Weight.of(weight.type.name, rows)
-        return self._matrices[weight.name]
-
-    def synchronize(self) -> Sequence[RunEvent]:
-        return []
-
-    def close(self) -> None:
-        self._matrices = {}
-
-
-class OrderExecutable:
-    def __init__(
-        self, segment: Segment, constants: Mapping[str, u280_order.Weight | Floats], bindings: Bindings
-    ) -> None:
-        self._segment, self._constants, self._bindings = segment, constants, bindings
-
-    def run(self, batch: Batch) -> None:
-        made = {v.name: self._rows(v, batch) for v in self._segment.inputs}
-        for op in self._segment.ops:
-            made[op.name] = self._apply(op, [made[v.name] for v in op.inputs], batch)
-        for value in self._segment.outputs:
-            self._rows(value, batch)[:] = made[value.name]
-
-    def _apply(self, op: Op, x: list[Floats], batch: Batch) -> Floats:
-        w = [self._constants[weight.name] for weight in op.weights]
-        if not batch.rows(op.output.rows):
-            return np.empty((0, op.output.width), np.float32)
+    def apply(
+        self, op: Op, x: list[Floats], constants: Mapping[str, Constant], states: Mapping[str, State], batch: Batch
+    ) -> Floats:
+        w = [constants[weight.name] for weight in op.weights]
         match op:
             case Embedding():
                 table, tokens = w[0], np.asarray(batch.tokens)
@@ -169,31 +94,21 @@ class OrderExecutable:
             case Rope():
                 return _rope(op, x[0], batch)
             case Attention():
-                return self._attention(op, x, batch)
+                return _attention(op, x, states[op.kv.name], batch)
         raise NotImplementedError(op.kind)
 
-    def _attention(self, op: Attention, x: list[Floats], batch: Batch) -> Floats:
-        state = self._bindings.states[op.kv.name]
-        assert isinstance(state, OrderState)
-        q, k, v, *q_sink = x
-        places = list(zip(batch.slots, batch.positions, strict=True))
-        for row, (slot, position) in enumerate(places):
-            state.cache.write(slot, position, k[row], v[row])
-        out = np.empty_like(q)
-        for row, (slot, position) in enumerate(places):
-            of_sinks = q_sink[0][row] if q_sink else None
-            out[row] = state.cache.attend(slot, position, q[row], op.scale, of_sinks)
-        return out
 
-    def _rows(self, value: Value, batch: Batch) -> Floats:
-        """The rows that a batch uses, [rows, width]."""
-        rows = batch.rows(value.rows)
-        view = self._bindings.values[value.name].host_view()
-        assert view is not None
-        return np.frombuffer(view, np.float32, count=rows * value.width).reshape(rows, value.width)
-
-    def close(self) -> None:
-        pass
+def _attention(op: Attention, x: list[Floats], state: State, batch: Batch) -> Floats:
+    assert isinstance(state, OrderState)
+    q, k, v, *q_sink = x
+    places = list(zip(batch.slots, batch.positions, strict=True))
+    for row, (slot, position) in enumerate(places):
+        state.cache.write(slot, position, k[row], v[row])
+    out = np.empty_like(q)
+    for row, (slot, position) in enumerate(places):
+        of_sinks = q_sink[0][row] if q_sink else None
+        out[row] = state.cache.attend(slot, position, q[row], op.scale, of_sinks)
+    return out
 
 
 def _rope(op: Rope, x: Floats, batch: Batch) -> Floats:
@@ -205,13 +120,6 @@ def _rope(op: Rope, x: Floats, batch: Batch) -> Floats:
     return u280_order.rope(x, cos, sin, op.head_dim, op.layout == "half")
 
 
-@hookimpl
-def hetrun_drivers() -> Sequence[OrderDriver]:
-    return [OrderDriver()]
-
-
 def registry() -> Registry:
-    """The plugins that are installed, and this one."""
-    found = Registry.load()
-    found.add(Plugin("u280-order", __name__), lambda: sys.modules[__name__])
-    return found
+    """The plugins that are installed, and this device's."""
+    return order_device.registry(U280Arithmetic())

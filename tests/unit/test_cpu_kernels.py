@@ -129,6 +129,22 @@ def test_rows_do_not_depend_on_threads_or_on_other_tokens(type_name: str, isa: s
         np.testing.assert_array_equal(other, results[0])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tokens_beyond_the_cache_give_the_bits_of_single_ones(threads: int, isa: str) -> None:
+    """Rows so wide that a prompt is multiplied in blocks of 32 tokens: gate and up, and their product by a third."""
+    width, inner, n = 16384, 288, 37
+    x = Value("x", width)
+    gate, up = (MatMul(name, x, weight(f"{name}.w", "Q4_0", inner, width)) for name in ("gate", "up"))
+    both = GatedActivation("act", gate.output, up.output)
+    ops = [gate, up, both, MatMul("y", both.output, weight("y.w", "Q4_0", 65, inner))]
+    rows = normal(n, width)
+    with Rig(ops, [x], isa=isa, threads=threads, max_tokens=n, max_outputs=n) as rig:
+        got = rig.run(tokens(n), x=rows)
+        want = np.concatenate([rig.run(tokens(1, i), x=rows[i : i + 1]) for i in range(n)])
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa == "amx"])
 @pytest.mark.parametrize("n_tokens", [8, 9, 16, 17, 33])
 @pytest.mark.parametrize("type_name", sorted(QUANTISED_TYPES))

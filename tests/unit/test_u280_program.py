@@ -91,6 +91,12 @@ def test_sinks_without_queries_of_their_own_meet_the_others() -> None:
         assert (attend.numbers["a"] == attend.numbers["d"]) == same
 
 
+def test_keys_and_values_are_rotated_for_kv4h_alone() -> None:
+    for kv_format, flags in (("kv4", 0), ("kv4h", definition().numbers["FLAG_HADAMARD"])):
+        [attend] = [i for i in compiled(attention_op(Heads(), kv_format)).instructions if i.op == "ATTEND"]
+        assert attend.numbers["flags"] == flags
+
+
 def test_a_rotation_without_a_bound_has_none() -> None:
     free = Rope("r", X, 64, "half", (1.0, 0.1))
     for op, bound in ((free, 0xFFFFFFFF), (replace(free, max_position=7), 7)):

@@ -2,10 +2,11 @@
 
 Readers run ahead of the lanes, across ops, so that what an op adds to a step depends on its neighbours. For each op two
 times are simulated: `alone`, with memory that never makes it wait, and `streamed`, between ops like itself. A matrix of
-few rows waits for HBM, less what its readers have fetched during the work between matrices; of that, a matrix is credited
-its share of a layer's (the layer that a matrix of its size would belong to). So the ops of a step add up to the step,
-within 5%; not where one or two rows attend with many queries a KV head over long contexts and the weights are wide:
-there the readers fetch weights meanwhile, which no op knows (8% too much for TinyLlama in Q8_0 behind 1,900 tokens).
+few rows waits for HBM, less what its readers have fetched during the work between matrices; of that, a matrix is
+credited its share of a layer's (the layer that a matrix of its size would belong to). So the ops of a step add up to
+the step, within 5%. Not where one or two rows attend with many queries a KV head over long contexts and the weights are
+wide: there the readers fetch weights meanwhile, which no op knows (10% too much for TinyLlama in Q8_0 behind 1,900
+tokens).
 """
 
 from __future__ import annotations
@@ -134,8 +135,11 @@ def _shared(design: Design) -> Design:
 @cache
 def _matmul(number: int, n_out: int, n_in: int, n_rows: int, design: Design) -> float:
     numbers = (("format", number), ("n_rows", n_out), ("n_columns", n_in))
-    alone = _copies("MATMUL", numbers, n_rows, replace(design, memory_factor=_ENDLESS))
-    streamed = _copies("MATMUL", numbers, 1, design)
+    # Designs of a sweep share what has no part in it.
+    of_matrix = replace(design, pass_tokens=n_rows, vector_floats=header_design().vector_floats)
+    endless = replace(of_matrix, memory_factor=_ENDLESS, fifo_beats=header_design().fifo_beats)
+    alone = _copies("MATMUL", numbers, n_rows, endless)
+    streamed = _copies("MATMUL", numbers, 1, replace(of_matrix, pass_tokens=1))
     n_embd = min(n_out, n_in)
     share = n_out * n_in / (12 * n_embd * n_embd)
     credit = min(share * _between(n_embd, n_rows, _shared(design)), _ahead_cycles(design))
@@ -144,7 +148,7 @@ def _matmul(number: int, n_out: int, n_in: int, n_rows: int, design: Design) -> 
 
 @cache
 def _between(n_embd: int, n_rows: int, design: Design) -> float:
-    """Cycles of a layer in which no weights move: it has 12 n_embd^2 of them, and an intermediate size of 8/3 n_embd."""
+    """Cycles of a layer in which no weights move. It has 12 n_embd^2 weights, its intermediate size is 8/3 n_embd."""
     n_ff = 8 * n_embd // 3
     work = [("NORM", n_embd), ("ROPE", n_embd), ("ADD", n_embd)] * 2 + [("GATE", n_ff)]
     rounded = 3 * _round(n_embd, n_rows, design) + _round(n_ff, n_rows, design)

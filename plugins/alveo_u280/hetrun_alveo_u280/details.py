@@ -11,7 +11,7 @@ from hetrun.device import Detail, Unavailable
 from hetrun.errors import HetrunError
 from hetrun_alveo_u280.absence import card_absence, cards, runtime_absence, xclbin_absence
 from hetrun_alveo_u280.definition import definition
-from hetrun_alveo_u280.opened import DDR_BANK, kernel_fault, said
+from hetrun_alveo_u280.opened import DDR_BANK, banks, kernel_fault, said
 from hetrun_alveo_u280.settings import Settings
 from hetrun_alveo_u280.xrt import imported
 
@@ -49,7 +49,7 @@ class _Tells:
         self._pyxrt, self._device = pyxrt, device
 
     def of(self, key: str, read: Callable[[str], str], taken_bytes: int | None = None) -> tuple[str, str | None]:
-        limit = "" if taken_bytes is None else f"; {taken_bytes} are taken"
+        limit = "" if taken_bytes is None else f"; hetrun takes {taken_bytes}"
         if self._device is None:
             return f"unknown{limit}", None
         try:
@@ -101,9 +101,10 @@ def _xclbin_rows(pyxrt: Any, path: str | None) -> Iterator[Detail]:
     again = f"{fault}: hetrun build alveo-u280" if fault else None
     yield Detail("kernel", ", ".join(sorted(k.get_name() for k in parsed.get_kernels())) or "none", again)
     used = [mem.get_tag() for mem in parsed.get_mems() if mem.get_used()]
-    expected = [*(f"HBM[{i}]" for i in range(definition().numbers["CHANNELS"])), DDR_BANK]
-    lacking = [tag for tag in expected if tag not in used]
-    yield Detail("banks", f"{len(used)} used", f"it uses no {lacking[0]}: hetrun build alveo-u280" if lacking else None)
+    lacking = [tag for tag, _ in banks() if tag not in used]
+    n_channels = sum(tag.startswith("HBM[") for tag in used)
+    shown = ", ".join([f"{n_channels} of HBM", *(tag for tag in used if tag.startswith("DDR["))])
+    yield Detail("banks", shown, f"it uses no {lacking[0]}: hetrun build alveo-u280" if lacking else None)
 
 
 def _memory(text: str, tags: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What an engine takes of the U280: an estimate part by part, each with its basis. Nothing was synthesised or placed."""
+"""What an engine takes of the U280: an estimate part by part, each with its basis. Nothing was synthesised."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.timing import Design
 
-# Of 1,304K LUT, 9,024 DSP, 2,016 BRAM36 and 960 URAM what the shell and the HBM subsystem leave. analytic: LUT and DSP of
-# a dry run of such an engine; flip-flops two a LUT; a quarter of the block RAM taken, an assumption; URAM untouched.
+# Of 1,304K LUT, 9,024 DSP, 2,016 BRAM36 and 960 URAM what the shell and the HBM subsystem leave. analytic: LUT and DSP
+# of a dry run of such an engine; flip-flops two a LUT; a quarter of the block RAM taken, an assumption; URAM untouched.
 CAPACITY = {"LUT": 968_000, "FF": 1_936_000, "DSP": 8_197, "BRAM36": 1_512, "URAM": 960}
 MOST_SHARE = 0.75
 
@@ -17,7 +17,7 @@ COMPUTED = "analytic:computed from the source's arrays and partitions"
 ESTIMATED = "analytic:counted by hand, LUT and FF x 1.25 for HLS"
 
 HLS_FACTOR = 1.25
-# Of a float unit, DSP and LUT. analytic: Vitis HLS's products of "medium" use, sums with and without DSP, quotients in LUT.
+# Of a float unit, DSP and LUT. analytic: Vitis HLS's products of "medium" use, sums with and without DSP, quotients.
 _PRODUCT, _SUM, _SUM_IN_LUT, _QUOTIENT = (2, 150), (2, 220), (0, 400), (0, 800)
 _EXPONENTIAL = (3 * _PRODUCT[0], 3 * _PRODUCT[1] + _SUM_IN_LUT[1] + 120)  # a table, three products, a sum
 _URAM_BYTES = 32_768  # 4,096 x 64 bits; the eight for parity are not used
@@ -66,7 +66,7 @@ def _parts(design: Design) -> Iterator[Part]:
     n = definition().numbers
     channels, lanes, vector = design.channels, design.lanes, design.vector_floats
     tokens, rows = design.pass_tokens, 4
-    # A product each, of two rows or two weights; operands chosen of four columns (8 bits, two rows), codes of six formats.
+    # A product each, of two rows or two weights; operands chosen of four columns (8 bits, two rows), six formats.
     yield _logic("lanes: products", channels * lanes * (16 + 8), channels * lanes)
     # Two sums of a cascade of eight apart; of each row and two tokens shifts by an exponent and a tree.
     yield _logic("lanes: sums of a beat", channels * (lanes // 8 * 60 + rows * 2 * 3 * 22), 0)

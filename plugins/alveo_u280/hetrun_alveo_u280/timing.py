@@ -71,11 +71,11 @@ def _library() -> ctypes.CDLL:
 class Design:
     """What the cycle model needs to know of an engine.
 
-    channels: pseudo-channels with a reader and lanes.   lanes: products of a channel a cycle.   fifo_beats: of 64 bytes,
-    that each reader holds.   outstanding: bursts that each has under way, of burst_beats.   pass_tokens: rows of a pass
-    over the weights.   vector_floats: a cycle, of what is done with a row between the matrices.   stall_factor: how many
-    times as long that takes as in the design (what HLS makes of it is not known).   memory_factor: how many times as
-    fast as the card's HBM is; 1 but for finding what waits for it.
+    channels: pseudo-channels with a reader and lanes.   lanes: products of a channel a cycle.   fifo_beats: of 64
+    bytes, that each reader holds.   outstanding: bursts that each has under way, of burst_beats.   pass_tokens: rows of
+    a pass over the weights.   vector_floats: a cycle, of what is done with a row between the matrices.   stall_factor:
+    how many times as long that takes as in the design (what HLS makes of it is not known).   memory_factor: how many
+    times as fast as the card's the HBM is; 1 but for finding what waits for it.
     """
 
     clock_hz: int
@@ -186,3 +186,38 @@ def _kv_beats(numbers: Mapping[str, float], design: Design) -> int:
     regions, places = -(-heads * apart // design.channels), -(-cells // apart)
     block_beats = 4 + 2 * block * -(-int(numbers["head_dim"]) // 128)
     return int(numbers["n_slots"]) * regions * -(-places // block) * block_beats
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Masters that read HBM alike: master i reads pseudo-channel (i + shift) % 32, n_bursts of burst_bytes that are
+    `stride` bytes apart, `outstanding` at a time.   port_clock_hz: of their ports, 64 bytes a clock.
+    """
+
+    n_masters: int = 32
+    shift: int = 0
+    burst_bytes: int = 512
+    n_bursts: int = 4096
+    outstanding: int = 8
+    port_clock_hz: int = 250_000_000
+    stride: int = 512
+
+
+def read_rate(reads: Reads) -> tuple[float, float]:
+    """(bytes a second of all masters, mean seconds of a burst)."""
+    found = _Rate()
+    _library().hetrun_u280_read_rate(ctypes.byref(_Reads(*astuple(reads))), ctypes.byref(found))
+    return found.bytes_per_s, found.latency_s
+
+
+def flightllm_seconds(n_past: int) -> float:
+    """A decoded token of Llama-2-7B on FlightLLM's U280 engine (kernels/alveo_u280/timing/published.h)."""
+    return float(_library().hetrun_u280_flightllm_token(n_past))
+
+
+def accllm_seconds(
+    n_past: int, pruned: bool = True, two_bit: bool = True, kv4: bool = True, packed: bool = True
+) -> float:
+    """The same on AccLLM's, with some of its measures."""
+    measures = _Accllm(pruned, two_bit, kv4, packed, n_past)
+    return float(_library().hetrun_u280_accllm_token(ctypes.byref(measures)))
