@@ -135,7 +135,7 @@ def peer_python(cache: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip = [folder / "bin/python", "-m", "pip", "install", "--quiet"]
         # A wheel that the index or a cache has may be built for any machine; the peer deserves this one's instructions.
-        # GCC takes the stores of its AMX tile shapes for dead, and its first prompt crashes (llama.cpp #20824).
+        # GCC drops stores of its AMX tile shapes, and its first prompt crashes (llama.cpp #20824), unless told not to.
         environment = {**os.environ, "CXXFLAGS": "-fno-tree-dse -fno-dse"}
         subprocess.run(
             [*pip, "--no-binary", "llama-cpp-python", "--no-cache-dir", PEER, "gguf"], check=True, env=environment

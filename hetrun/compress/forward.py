@@ -45,7 +45,7 @@ def run(graph: Graph, windows: Sequence[Sequence[int]], fetch: Fetch, before: Be
         if op is last:
             return
         if isinstance(op, Attention):
-            values[op.name] = attention(op, values[op.q.name], values[op.k.name], values[op.v.name], length)
+            values[op.name] = attention(op, [values[v.name] for v in op.inputs], length)
         else:
             values[op.name] = evaluate(op, Inputs(batch, values, {w.name: fetch(w) for w in op.weights}, {}))
         for value in op.inputs:
@@ -54,8 +54,11 @@ def run(graph: Graph, windows: Sequence[Sequence[int]], fetch: Fetch, before: Be
                 values.pop(value.name, None)
 
 
-def attention(op: Attention, q: Array, k: Array, v: Array, length: int) -> Array:
-    """softmax(scale * q K^T) V over the visible keys of each window of `length` tokens.   q: [n_tokens, width]."""
+def attention(op: Attention, inputs: Sequence[Array], length: int) -> Array:
+    """softmax(scale * q K^T) V over the visible keys of each window of `length` tokens.   inputs: those of the op,
+    [n_tokens, width].
+    """
+    q, k, v, *q_sink = inputs
     kv = op.kv
     positions = np.arange(length)
     query, key = positions[:, None], positions[None, :]
@@ -66,8 +69,14 @@ def attention(op: Attention, q: Array, k: Array, v: Array, length: int) -> Array
     for first in range(0, len(q), length):
         rows = slice(first, first + length)
         keys, values = (x[rows].reshape(length, kv.n_heads_kv, 1, kv.head_dim) for x in (k, v))
-        queries = q[rows].reshape(length, kv.n_heads_kv, -1, kv.head_dim)
-        scores = queries.transpose(1, 2, 0, 3) @ keys.transpose(1, 2, 3, 0) * np.float32(op.scale)
+        columns = keys.transpose(1, 2, 3, 0)
+        queries, *sink_queries = (
+            x[rows].reshape(length, kv.n_heads_kv, -1, kv.head_dim).transpose(1, 2, 0, 3) for x in (q, *q_sink)
+        )
+        scores = queries @ columns
+        if sink_queries:
+            scores[..., : kv.sink] = sink_queries[0] @ columns[..., : kv.sink]
+        scores *= np.float32(op.scale)
         if op.soft_cap:
             scores = np.float32(op.soft_cap) * np.tanh(scores / np.float32(op.soft_cap))
         scores[..., hidden] = -np.inf

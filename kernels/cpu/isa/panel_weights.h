@@ -40,7 +40,7 @@ struct FoldOf<true, C> {
 };
 
 typedef uint16_t Vw __attribute__((vector_size(sizeof(Vi))));
-typedef int8_t Vb __attribute__((vector_size(sizeof(Vi))));
+typedef uint8_t Vb __attribute__((vector_size(sizeof(Vi))));
 
 // Codes times the scale of their row and 16 columns, with the offset of the panel's codes. Results fit a byte, so that two
 // codes side by side take one multiplication: 256 a + b times a scale is 256 times the one product plus the other.
@@ -80,7 +80,7 @@ HETRUN_INLINE void decode_step(const Lanes& p, const Head& head, Panel<C>& to, s
             if constexpr (C::kFold) codes = folded<C>(codes, C::template scale16<S, J / 4>(p));
 #ifdef HETRUN_TILES
             constexpr int kShift = FoldOf<C::kFold, C>::kShift;
-            if constexpr (kShift != 0) codes = reinterpret_cast<Vi>(reinterpret_cast<Vb>(codes) - static_cast<int8_t>(1 << kShift));
+            if constexpr (kShift != 0) codes = reinterpret_cast<Vi>(reinterpret_cast<Vb>(codes) - static_cast<uint8_t>(1 << kShift));
 #endif
             store_ints(to.codes[0][J] + row, codes);
         }
