@@ -34,6 +34,7 @@ def test_wheel_holds_the_boards_code(target: str, arm_wheel: Callable[[str], Pat
     found = libraries(arm_wheel(target))
     assert set(found) == {
         "hetrun/_native/libhetrun_core.so",
+        "hetrun_alveo_u280/_native/libhetrun_alveo_u280.so",
         "hetrun_cpu/_native/libhetrun_cpu.so",
         "hetrun_pynq_z1/_native/libhetrun_pynq_z1.so",
     }
