@@ -146,7 +146,7 @@ def command(
     _check_lengths(request, graph)
     warn_of_broken(registry)
     choice = replace(choice, kv_type=chosen_kv_type(graph, kv_type))
-    search = Search(header, choice, request, rules, registry, model is not None)
+    search = Search(header, choice, request, rules, registry, model is not None, kv_type)
     missed: Missed | None = None
     if loaded:
         check_plan(loaded, graph, found)

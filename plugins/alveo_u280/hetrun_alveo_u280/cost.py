@@ -36,6 +36,12 @@ def launch_cost() -> Cost:
     return Cost(float(launch["value"]), str(launch["basis"]))
 
 
+@cache
+def idle_watts() -> float:
+    """Of the board while others work, as the profile alveo-u280 has it."""
+    return float(read_toml(resource_path(_PROFILE))["model"]["idle_watts"]["value"])
+
+
 def op_seconds(op: Op, workload: Workload, design: Design | None = None) -> float:
     """Inside a run; the launch is apart. Rounding for the matrices that follow is its maker's: of a norm of whole rows,
     an attention, an activation.

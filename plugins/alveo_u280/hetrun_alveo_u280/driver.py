@@ -27,7 +27,7 @@ from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
 from hetrun_alveo_u280 import designs, native, project
 from hetrun_alveo_u280.absence import absence
-from hetrun_alveo_u280.cost import launch_cost, op_seconds
+from hetrun_alveo_u280.cost import idle_watts, launch_cost, op_seconds
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.power import watts
 from hetrun_alveo_u280.program import DDR, HBM, compile_segment, residents
@@ -92,13 +92,15 @@ class AlveoU280Driver:
                 MemorySpace(f"{device_id}/{HBM}", hbm_bytes, upload=UPLOAD, download=DOWNLOAD),
             ),
             launch=replace(launch, joules=launch.seconds * of_board),
-            model={"clock_hz": float(n["CLOCK_HZ"]), "watts": of_board}
+            model={"clock_hz": float(n["CLOCK_HZ"]), "watts": of_board, "idle_watts": idle_watts()}
             | ({} if threads is None else {"host_threads": float(threads)}),
             unavailable=absent,
             settings=settings,
         )
 
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
+        if broken := native.library_problem():
+            return Unsupported(broken.message)
         if reason := refusal(op):
             return Unsupported(reason)
         seconds = op_seconds(op, workload, Design.of(info.model))

@@ -115,6 +115,8 @@ class PynqZ1Driver:
         )
 
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
+        if broken := native.library_problem():
+            return Unsupported(broken.message)
         if reason := refusal(op):
             return Unsupported(reason)
         assert isinstance(op, (MatMul, GatedActivation))
