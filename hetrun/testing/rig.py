@@ -151,6 +151,10 @@ class Rig:
                 return case
         pytest.skip(f"refused: every op case{' of ' + ', '.join(kinds) if kinds else ''}")
 
+    def bound(self, ops: Sequence[Op], block: Sequence[Op] = ()) -> float:
+        """The largest NMSE of a run of ops on this device.   block: ops that made the run's inputs."""
+        return bound_of_run(ops, block, self.expectations.of_op)
+
     def buffer(self, nbytes: int) -> Buffer:
         """Memory for a value: between guard bytes where the device allows it, else the device's own."""
         if self.on_host:
@@ -183,9 +187,8 @@ class Rig:
         case = self.any_case()
         with self.loaded(case.segment) as loaded:
             results = loaded.step(case.batch, case.inputs())
-        assert_close(
-            results, oracle_for(case.segment).run([case.op], case.inputs(), case.batch), bound_of_run([case.op])
-        )
+        expected = oracle_for(case.segment).run([case.op], case.inputs(), case.batch)
+        assert_close(results, expected, self.bound([case.op]))
 
 
 def assert_close(results: Values, expected: Mapping[str, NDArray[np.float64]], bound: float) -> None:

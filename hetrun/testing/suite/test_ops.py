@@ -10,7 +10,6 @@ from hetrun.testing.cases import OpCase, op_cases, prompt
 from hetrun.testing.layers import LAYERS, Layer
 from hetrun.testing.oracle import nmse
 from hetrun.testing.rig import Rig, assert_close, oracle_for
-from hetrun.testing.tolerance import bound, bound_of_run
 
 CASES = op_cases()
 # Every op kind and tensor type with 7 tokens: what is tested on these does not depend on the shape.
@@ -27,7 +26,7 @@ def test_op(rig: Rig, case: OpCase) -> None:
     with rig.loaded(case.segment) as loaded:
         result = loaded.step(case.batch, inputs)[case.op.name]
     expected = oracle_for(case.segment).run([case.op], inputs, case.batch)[case.op.name]
-    limit = rig.expectations.bound(f"op/{case.id}", bound(case.op))
+    limit = rig.expectations.bound(f"op/{case.id}", rig.bound([case.op]))
     error = nmse(result, expected)
     assert error <= limit, f"NMSE {error:.3g} exceeds {limit:.3g}"
 
@@ -45,7 +44,7 @@ def test_nan_stays_in_its_row(rig: Rig, case: OpCase) -> None:
     expected = oracle_for(case.segment).run([case.op], inputs, case.batch)[case.op.name]
     rows = np.isnan(expected).any(axis=1)
     assert np.isnan(result).any(axis=1).tolist() == rows.tolist()
-    assert nmse(result[~rows], expected[~rows]) <= bound(case.op)
+    assert nmse(result[~rows], expected[~rows]) <= rig.bound([case.op])
 
 
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case.id)
@@ -87,7 +86,7 @@ def test_rows_do_not_depend_on_each_other(rig: Rig) -> None:
     with rig.loaded(case.segment) as loaded:
         together = loaded.step(many, inputs)[case.op.name][1:2]
         alone = loaded.step(prompt(1), {name: value[1:2] for name, value in inputs.items()})[case.op.name]
-    assert nmse(together, alone) <= bound(case.op)
+    assert nmse(together, alone) <= rig.bound([case.op])
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.id)
@@ -103,4 +102,4 @@ def test_runs_of_ops(rig: Rig, layer: Layer) -> None:
         inputs = {v.name: expected[v.name].astype(np.float32) for v in run.inputs}
         with rig.loaded(run) as loaded:
             results = loaded.step(layer.batch, inputs)
-        assert_close(results, expected, bound_of_run(run.ops, layer.segment.ops))
+        assert_close(results, expected, rig.bound(run.ops, layer.segment.ops))
