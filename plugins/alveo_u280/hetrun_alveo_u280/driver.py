@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,6 +21,7 @@ from hetrun.device import (
     Unavailable,
     Unsupported,
     Workload,
+    host_threads,
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
@@ -68,9 +68,8 @@ class AlveoU280Driver:
             return _unusable(broken)
         settings = settings_of(self.name, config)
         absent = absence(settings)
-        csim = self._info(
-            CSIM, "The U280 decoder engine, its HLS source run on this machine", settings, None, _threads(config)
-        )
+        threads = host_threads(config, MOST_HOST_THREADS)
+        csim = self._info(CSIM, "The U280 decoder engine, its HLS source run on this machine", settings, None, threads)
         xclbin = f", {settings.xclbin}" if settings.xclbin else ""
         card = self._info(CARD, f"The U280 decoder engine{xclbin}", settings, absent, None)
         # "alveo-u280" means the card where there is one.
@@ -174,11 +173,3 @@ def _unusable(broken: HetrunError) -> list[DeviceInfo]:
         )
         for device_id, backing in _BACKINGS.items()
     ]
-
-
-def _threads(config: Mapping[str, object]) -> int:
-    """Threads of this machine that csim may use: as many as it was given, else a core each."""
-    threads = config.get("threads")
-    if not (isinstance(threads, int) and threads >= 1):
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return min(threads, MOST_HOST_THREADS)
