@@ -146,6 +146,15 @@ class CoarseTable(Sound):
             rows[:] = np.round(rows / step) * step
 
 
+@fault("kv4h-without-rotation", "test_kv::test_rotation_spreads_an_outlier")
+class Unrotated(Sound):
+    def edit_op(self, op: Op) -> Op:
+        return replace(op, kv=self.edit_kv(op.kv)) if isinstance(op, Attention) else op
+
+    def edit_kv(self, kv: KvSpec) -> KvSpec:
+        return replace(kv, format="kv4") if kv.format == "kv4h" else kv
+
+
 @fault("loses-nan", "test_ops::test_nan_stays_in_its_row")
 class NoNan(Sound):
     def after_run(self, executable: SoundExecutable, batch: Batch) -> None:
