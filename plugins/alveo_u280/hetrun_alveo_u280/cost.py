@@ -130,6 +130,7 @@ def _round(n: int, n_rows: int, design: Design) -> int:
     return pair - _copies("MATMUL", numbers, n_rows, endless)
 
 
+@cache
 def _shared(design: Design) -> Design:
     """As far as the vector process knows it: designs of a sweep share what does not depend on readers and lanes."""
     header = header_design()
