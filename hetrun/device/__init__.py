@@ -54,7 +54,7 @@ from hetrun.device.run import (
     State,
     StepTimes,
 )
-from hetrun.device.settings import COMMON_SETTINGS, check_settings, host_threads
+from hetrun.device.settings import COMMON_SETTINGS, check_settings, host_threads, threads_problem
 from hetrun.ops import KvSpec, Workload
 
 __all__ = [
@@ -62,5 +62,5 @@ __all__ = [
     "DesignPoint", "DesignSpace", "Detail", "Device", "DeviceInfo", "Driver", "Executable", "Fusing", "HardwareSources",
     "KvSpec", "Link", "MemorySpace", "Profiled", "Program", "Resource", "RunEvent", "Segment", "State", "StepTimes",
     "Unavailable", "Unsupported", "Workload", "check_parameters", "check_settings", "host_threads", "project_files",
-    "residents", "roofline",
+    "residents", "roofline", "threads_problem",
 ]  # fmt: skip

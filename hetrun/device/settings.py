@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 
+from hetrun.device.info import Unavailable
 from hetrun.errors import ConfigError
 
 COMMON_SETTINGS = frozenset(("threads", "modelled"))
@@ -22,6 +23,14 @@ def check_settings(driver: str, config: Mapping[str, object], known: Collection[
 def host_threads(config: Mapping[str, object], most: int) -> int:
     """Threads of this machine that an emulation may use: as many as it was given, else a core each; `most` at most."""
     threads = config.get("threads")
-    if not (isinstance(threads, int) and threads >= 1):
+    if not isinstance(threads, int) or threads_problem(config):
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return min(threads, most)
+
+
+def threads_problem(config: Mapping[str, object]) -> Unavailable | None:
+    """What is wrong with the threads that an emulation was given, or None."""
+    threads = config.get("threads")
+    if threads is None or (isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1):
+        return None
+    return Unavailable(f"{threads!r} threads", "choose a whole number of threads, from 1 on")

@@ -163,10 +163,17 @@ class Rig:
 
     @contextmanager
     def loaded(
-        self, segment: Segment, buffers: Mapping[str, Buffer] | None = None, states: Mapping[str, State] | None = None
+        self,
+        segment: Segment,
+        buffers: Mapping[str, Buffer] | None = None,
+        states: Mapping[str, State] | None = None,
+        weights: Mapping[str, memoryview] | None = None,
     ) -> Iterator[Loaded]:
-        """`segment` on the device. Buffers and states that are given are used; the rest is made, and closed after."""
-        device, weights = self.device, weights_of(segment)
+        """`segment` on the device. Buffers, states and weights that are given are used; the rest is made, and closed
+        after.
+        """
+        device, weights = self.device, weights or weights_of(segment)
+        before = {name: bytes(blocks) for name, blocks in weights.items()}
         bound, kept = dict(buffers or {}), dict(states or {})
         with ExitStack() as stack:
             for v in (*segment.inputs, *segment.outputs):
@@ -180,7 +187,7 @@ class Rig:
             executable = device.load(self.driver.compile(self.info, segment), weights, Bindings(bound, kept))
             stack.callback(executable.close)
             yield Loaded(segment, device, bound, kept, executable)
-        assert weights == weights_of(segment), f"{segment.name}: the device changed its weights"
+        assert weights == before, f"{segment.name}: the device changed its weights"
 
     def check_usable(self) -> None:
         """Asserts that the device still computes, after a failure for one."""

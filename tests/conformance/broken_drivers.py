@@ -161,6 +161,11 @@ class NoNan(Sound):
         np.nan_to_num(executable.output, copy=False)
 
 
+@fault("loses-nan-of-a-weight", "test_ops::test_nan_in_a_weight_stays_in_its_row")
+class NoNanWeight(NoNan):
+    pass
+
+
 @fault("spreads-nan", "test_ops::test_nan_stays_in_its_row add")
 class SpreadNan(Sound):
     def after_run(self, executable: SoundExecutable, batch: Batch) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hetrun.device import check_parameters, check_settings, host_threads, project_files
+from hetrun.device import Driver, check_parameters, check_settings, host_threads, project_files
 from hetrun.device import hardware as project
 from hetrun.errors import ConfigError, UsageError
+from hetrun_alveo_u280.driver import AlveoU280Driver
+from hetrun_pynq_z1.driver import PynqZ1Driver
 
 ALLOWED = {"lanes": (frozenset((16, 32)), "16 or 32"), "clock_mhz": (range(100, 201), "100 to 200")}
 
@@ -65,9 +67,18 @@ def test_settings_are_a_drivers_own_or_common() -> None:
     assert caught.value.remedy == "it takes overlay, wait"
 
 
-@pytest.mark.parametrize(("given", "found"), [({"threads": 3}, 3), ({"threads": 64}, 16), ({"threads": 0}, 2), ({}, 2)])
+@pytest.mark.parametrize(("given", "found"), [({"threads": 3}, 3), ({"threads": 64}, 16), ({}, 2)])
 def test_an_emulation_has_the_threads_given_or_a_core_each(
     given: dict[str, object], found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5})
     assert host_threads(given, 16) == found
+
+
+@pytest.mark.parametrize("driver", [AlveoU280Driver(), PynqZ1Driver()], ids=["alveo-u280", "pynq-z1"])
+@pytest.mark.parametrize("threads", [0, -1, "two", 1.5, True])
+def test_impossible_threads_make_an_emulation_unavailable(driver: Driver, threads: object) -> None:
+    """As they do the cpu; the board has no use for them."""
+    found = {i.id.partition(":")[2]: i.unavailable for i in driver.probe({"threads": threads})}
+    assert found["csim"] is not None and found["csim"].reason == f"{threads!r} threads"
+    assert found["0"] is None or "threads" not in found["0"].reason

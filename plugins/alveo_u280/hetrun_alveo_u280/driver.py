@@ -23,6 +23,7 @@ from hetrun.device import (
     Unsupported,
     Workload,
     host_threads,
+    threads_problem,
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
@@ -69,8 +70,13 @@ class AlveoU280Driver:
             return _unusable(broken)
         settings = settings_of(self.name, config)
         absent = absence(settings)
-        threads = host_threads(config, MOST_HOST_THREADS)
-        csim = self._info(CSIM, "The U280 decoder engine, its HLS source run on this machine", settings, None, threads)
+        csim = self._info(
+            CSIM,
+            "The U280 decoder engine, its HLS source run on this machine",
+            settings,
+            threads_problem(config),
+            host_threads(config, MOST_HOST_THREADS),
+        )
         xclbin = f", {settings.xclbin}" if settings.xclbin else ""
         card = self._info(CARD, f"The U280 decoder engine{xclbin}", settings, absent, None)
         # "alveo-u280" means the card where there is one.

@@ -20,6 +20,7 @@ from hetrun.device import (
     Unsupported,
     Workload,
     host_threads,
+    threads_problem,
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import GatedActivation, MatMul, Op
@@ -85,7 +86,7 @@ class PynqZ1Driver:
             launch=launch_cost(),
             model={"host_threads": float(host_threads(config, MOST_HOST_THREADS))}
             | ({} if default_mhz is None else {"clock_hz": default_mhz * 1e6}),
-            unavailable=unusable,
+            unavailable=unusable or threads_problem(config),
         )
         boards = [self._board_info(BOARD, board, absent, 0)]
         if board.staging_bytes:
