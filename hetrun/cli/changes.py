@@ -9,8 +9,9 @@ from functools import partial
 from typing import Literal
 
 from hetrun import api
-from hetrun.cli.loading import Choice, graph_options, planned_devices, system_of
+from hetrun.cli.loading import graph_options, planned_devices, system_of
 from hetrun.cli.mixes import mixes
+from hetrun.cli.options import Choice
 from hetrun.config import load_system
 from hetrun.errors import HetrunError
 from hetrun.graph.graph import Graph

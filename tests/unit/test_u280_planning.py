@@ -6,7 +6,7 @@ import pytest
 
 from hetrun.api import choose_devices, graph_on
 from hetrun.cli.changes import Search
-from hetrun.cli.loading import Choice
+from hetrun.cli.options import Choice
 from hetrun.config import load_profile, load_system
 from hetrun.device import Unsupported, Workload
 from hetrun.errors import HetrunError
