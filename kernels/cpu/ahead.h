@@ -22,6 +22,15 @@ public:
         }
     }
 
+    // nbytes of what is to be fetched, for who asks for them himself; null where fewer are left of a span.
+    const uint8_t* take(size_t nbytes) {
+        if (next_ == n_ || static_cast<size_t>(spans_[next_].end - spans_[next_].at) < nbytes) return nullptr;
+        const uint8_t* from = spans_[next_].at;
+        spans_[next_].at += nbytes;
+        if (spans_[next_].at == spans_[next_].end) ++next_;
+        return from;
+    }
+
 private:
     struct Span {
         const uint8_t *at, *end;

@@ -51,6 +51,13 @@ void Run::attend(const Step& s, uint32_t thread) {
             const size_t turn = item % (2 * threads);
             if ((turn < threads ? turn : 2 * threads - 1 - turn) != thread) continue;
             AttendArgs a = attend_args(s, thread, first, n, head, together);
+            if (n_tokens <= kPrivateRows) {  // few cells are few bytes, and memory would wait
+                const size_t tile_bytes = kAttendTile * kv_row_bytes(a.format, dim);
+                if (const uint8_t* next = p_.ahead_[thread].take(2 * tile_bytes)) {
+                    a.next_keys = next;
+                    a.next_values = next + tile_bytes;
+                }
+            }
             attend_cells(s, thread, first, head, a);
             for (size_t r = 0; r < n * together; ++r)
                 k_.attend_finish(a.format, dim, a.sums + r * attend_sum_stride(dim),

@@ -3,6 +3,9 @@
 
 // clang-format off
 #include "rowwise.h"
+#include "kv_cells.h"
+#include "attend_products.h"
+#include "attend_weights.h"
 #include "attend.h"
 #ifdef HETRUN_NARROW_GEMV
 #include "panel_rows.h"

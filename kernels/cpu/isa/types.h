@@ -10,6 +10,9 @@
 // clang-format off
 #include "vector.h"
 #include "decode.h"
+#include "decode_32.h"
+#include "decode_64.h"
+#include "decode_256.h"
 #include "matmul.h"
 #ifdef HETRUN_PACKED
 #include "packed.h"
