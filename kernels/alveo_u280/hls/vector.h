@@ -21,6 +21,7 @@ namespace hetrun::u280 {
 struct Vector {
     float memory[kTokens][HETRUN_U280_VECTOR_FLOATS];
     Attending attending;
+    bool lanes_know;  // of the next MATMUL
 };
 
 // Floats of the DDR, from any of them on.
@@ -54,7 +55,7 @@ inline uint64_t ddr_row(const Order& order, uint32_t row) {
 }
 
 constexpr uint32_t kWide = 64;   // floats an iteration: of the vector memory's ports
-constexpr uint32_t kGates = 16;  // of them with an exponential and a division each
+constexpr uint32_t kGates = 8;    // of them with an exponential and a division each
 
 // Adds x[k + apart] to x[k] for half of n, then the half of that.
 template <uint32_t N>
@@ -158,19 +159,51 @@ void quantize(const Order& order, const float memory[kTokens][HETRUN_U280_VECTOR
     }
 }
 
-// Results of the lanes: 16 rows of each channel at once are neighbours among the weight's.
+template <class Commands>
+void send_multiply(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, Commands* commands) {
+    Command command{};
+    command.kind = kCommandMultiply;
+    command.format = format;
+    command.n_tokens = n_tokens;
+    command.n_columns = n_columns;
+    command.n_blocks = channel_blocks(kFormats[format], n_rows);
+    send_all(commands, beat_of(command));
+}
+
+// Results `first` to `first` + n of a row into the vector memory, as they are or with what stands at b.
+inline void put_results(const Instruction& i, uint32_t first, uint32_t n, const float* results, float* memory) {
+    float* dst = memory + i.dst + first;
+    const float* b = memory + i.b + first;
+    if ((i.flags & HETRUN_U280_FLAG_GATE) != 0) {
+        for (uint32_t from = 0; from < n; from += kGates) {
+#pragma HLS PIPELINE II = 1
+            for (uint32_t k = from; k < from + kGates; ++k) {
+#pragma HLS UNROLL
+                if (k < n) dst[k] = silu_times(b[k], results[k]);
+            }
+        }
+        return;
+    }
+    const bool adds = (i.flags & HETRUN_U280_FLAG_ADD) != 0;
+    for (uint32_t from = 0; from < n; from += kWide) {
+#pragma HLS PIPELINE II = 1
+        for (uint32_t k = from; k < from + kWide; ++k) {
+#pragma HLS UNROLL
+            if (k < n) dst[k] = adds ? plus(b[k], results[k]) : results[k];
+        }
+    }
+}
+
+// Results of the lanes: 16 rows of each channel at once are neighbours among the weight's. The lanes begin with the next
+// MATMUL while the results of this one are collected.
 template <class Commands, class Results>
-void matmul(const Order& order, float memory[kTokens][HETRUN_U280_VECTOR_FLOATS], Beat* ddr, Commands* commands, Results* results) {
+void matmul(const Order& order, Vector& vector, Beat* ddr, Commands* commands, Results* results) {
     const Instruction& i = order.instruction;
     const Format f = kFormats[i.format];
     const uint32_t n_rows = order.pass.rows_of(i.rows);
-    Command command{};
-    command.kind = kCommandMultiply;
-    command.format = i.format;
-    command.n_tokens = n_rows;
-    command.n_columns = i.n_columns;
-    command.n_blocks = channel_blocks(f, i.n_rows);
-    send_all(commands, beat_of(command));
+    if (!vector.lanes_know) send_multiply(i.format, i.n_rows, i.n_columns, n_rows, commands);
+    vector.lanes_know = i.next_rows != 0;
+    if (vector.lanes_know) send_multiply(i.next_format, i.next_rows, i.n_columns, n_rows, commands);
     float group[kTokens][kChannels * kGroupRows];
     for (uint32_t first = 0; first < i.n_rows; first += kChannels * kGroupRows) {
         for (uint32_t channel = 0; channel < kChannels; ++channel) {
@@ -187,9 +220,9 @@ void matmul(const Order& order, float memory[kTokens][HETRUN_U280_VECTOR_FLOATS]
         for (uint32_t t = 0; t < n_rows; ++t) {
             if (i.ddr != 0) {
                 write_floats(ddr, ddr_row(order, t) + first, n, group[t]);
-                continue;
+            } else {
+                put_results(i, first, n, group[t], vector.memory[t]);
             }
-            for (uint32_t k = 0; k < n; ++k) memory[t][i.dst + first + k] = group[t][k];
         }
     }
 }
@@ -262,7 +295,7 @@ void vector_step(const Order& order, Vector& vector, Beat* ddr, Commands* comman
             return;
         case HETRUN_U280_OP_EMBED: return embed_rows(order, vector.memory, commands, results);
         case HETRUN_U280_OP_QUANTIZE: return quantize(order, vector.memory, commands);
-        case HETRUN_U280_OP_MATMUL: return matmul(order, vector.memory, ddr, commands, results);
+        case HETRUN_U280_OP_MATMUL: return matmul(order, vector, ddr, commands, results);
         case HETRUN_U280_OP_ATTEND: return attend(order, vector.memory, vector.attending, commands, results, writes);
         default: break;
     }
