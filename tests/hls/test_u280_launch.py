@@ -67,7 +67,9 @@ BAD = [
     *[(op, fields) for op in WEIGHTED for fields in (
         {"n_rows": 0}, {"n_rows": BIG}, {"n_columns": 0}, {"n_columns": 16385}, {"n_columns": BIG}, {"hbm": 1 << 14},
         {"hbm": BIG})],
-    ("MATMUL", {"n_columns": 32}), ("MATMUL", {"ddr": 8, "stride": 69}),
+    ("MATMUL", {"n_columns": 32}), ("MATMUL", {"ddr": 8, "stride": 69}), ("MATMUL", {"flags": 12}),
+    *[("MATMUL", {"flags": flag, "b": b}) for flag in (4, 8) for b in (65536 - 16, 8, BIG)],
+    *[("MATMUL", {"flags": flag, "ddr": 8, "stride": 70}) for flag in (4, 8)],
 ]  # fmt: skip
 
 

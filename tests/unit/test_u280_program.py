@@ -14,7 +14,7 @@ from hetrun.device import Cost, Segment, Unsupported
 from hetrun.errors import DeviceError
 from hetrun.model.options import GraphOptions
 from hetrun.model.shape import load_shape
-from hetrun.ops import Add, MatMul, Op, RmsNorm, Rope, Scale, SoftCap, Value, Workload
+from hetrun.ops import Add, GatedActivation, MatMul, Op, RmsNorm, Rope, Scale, SoftCap, Value, Workload
 from hetrun.plugins import Registry
 from hetrun.testing.cases import Heads, attention_op, weight
 from hetrun_alveo_u280 import definition as definitions
@@ -51,8 +51,41 @@ X = Value("x", 64)
 
 def test_matmuls_of_the_same_value_share_its_codes() -> None:
     q, k = matmul("q", X), matmul("k", X)
-    program = compiled(q, k, Add("sum", q.output, k.output))
-    assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "MATMUL", "ADD", "STORE", "END"]
+    program = compiled(q, k, Scale("end", k.output, 2.0), outputs=("q", "end"))
+    assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "MATMUL", "SCALE", "STORE", "END"]
+
+
+@pytest.mark.parametrize("flag", ["FLAG_ADD", "FLAG_GATE"])
+def test_what_alone_reads_the_matmul_before_it_is_made_of_its_results(flag: str) -> None:
+    other, last = matmul("other", X), matmul("last", X)
+    read = last.output, other.output
+    reader = Add("y", *read) if flag == "FLAG_ADD" else GatedActivation("y", other.output, last.output, "silu")
+    program = compiled(other, last, reader)
+    assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "MATMUL", "STORE", "END"]
+    first, joined = (i.numbers for i in program.instructions if i.op == "MATMUL")
+    assert joined["flags"] == definition().numbers[flag] and joined["b"] == first["dst"] != joined["dst"]
+    check_extents(program, definition().numbers["VECTOR_FLOATS"])
+    # Not where something else reads it, nor where it is the gate.
+    for ops, outputs in (
+        ((other, last, reader), ("y", "last")),
+        ((other, last, reader, Scale("more", last.output, 2.0)), ("y", "more")),
+        ((other, last, matmul("between", other.output), reader), ("y", "between")),
+    ):
+        apart = compiled(*ops, outputs=outputs)
+        assert names(apart).count(flag.removeprefix("FLAG_")) == 1
+    swapped = GatedActivation("y", last.output, other.output, "silu")
+    assert "GATE" in names(compiled(other, last, swapped))
+
+
+def test_rotations_stand_before_the_last_matmul_of_their_value() -> None:
+    """The lanes do it meanwhile. What reads that matmul stays behind it."""
+    q, k, v = (matmul(name, X) for name in "qkv")
+    rotations = [Rope(f"{m.name}_rope", m.output, 64, "half", (1.0, 0.1)) for m in (q, k)]
+    end = [Add("a", rotations[0].output, rotations[1].output), Add("b", v.output, v.output)]
+    program = compiled(q, k, v, *rotations, *end, outputs=("a", "b"))
+    assert [i.source for i in program.instructions if i.op in ("MATMUL", "ROPE")] == ["q", "q_rope", "k", "k_rope", "v"]
+    of_last = compiled(q, k, Rope("r", k.output, 64, "half", (1.0, 0.1)), Scale("s", q.output, 2.0), outputs=("r", "s"))
+    assert [i.op for i in of_last.instructions if i.op != "STORE"][2:6] == ["MATMUL", "MATMUL", "ROPE", "SCALE"]
 
 
 def test_another_value_s_codes_take_their_place() -> None:
@@ -117,7 +150,8 @@ def extents(program: U280Program) -> Iterator[tuple[Instruction, list[tuple[int,
             case "EMBED":
                 yield i, [], (int(n["dst"]), int(n["n_columns"]))
             case "MATMUL":
-                yield i, [], (int(n["dst"]), int(n["n_rows"])) if "dst" in n else None
+                reads = [(int(n["b"]), int(n["n_rows"]))] if n.get("flags") else []
+                yield i, reads, (int(n["dst"]), int(n["n_rows"])) if "dst" in n else None
             case "ATTEND":
                 q, kv = int(n["n_heads"] * n["head_dim"]), int(n["n_heads_kv"] * n["head_dim"])
                 reads = [(int(n["a"]), q), (int(n["d"]), q), (int(n["b"]), kv), (int(n["c"]), kv)]

@@ -72,7 +72,7 @@
 #define HETRUN_U280_OP_NORM 4     // dst <- a / sqrt(mean(a^2) + f0) * weights in DDR (ddr), in groups of `group`; n
 #define HETRUN_U280_OP_QUANTIZE 5 // activations <- a, n columns
 #define HETRUN_U280_OP_MATMUL 6   // dst, or DDR where `ddr` is not 0, <- activations x weight (hbm, format, n_rows, n_columns); as many
-                                  // columns and the same rows as the last QUANTIZE of the pass
+                                  // columns and the same rows as the last QUANTIZE of the pass. Flags: dst <- of it and b
 #define HETRUN_U280_OP_BIAS 7     // dst <- a + vector in DDR (ddr); n
 #define HETRUN_U280_OP_ADD 8      // dst <- a + b; n
 #define HETRUN_U280_OP_SCALE 9    // dst <- a * f0; n
@@ -89,6 +89,8 @@
 // Flags of an instruction.
 #define HETRUN_U280_FLAG_HALF 1      // ROPE: pair i is (i, i + n_pairs), not (2i, 2i + 1)
 #define HETRUN_U280_FLAG_HADAMARD 2  // ATTEND: keys and values are rotated before they are rounded (kv4h)
+#define HETRUN_U280_FLAG_GATE 4      // MATMUL: dst <- silu(b) * (activations x weight)
+#define HETRUN_U280_FLAG_ADD 8       // MATMUL: dst <- b + activations x weight
 
 #define HETRUN_U280_STATUS_OK 0
 #define HETRUN_U280_STATUS_BAD_VERSION 1
@@ -133,7 +135,8 @@ struct Instruction {
     uint32_t n_slots, n_cells, n_ctx, sink, window;
     uint32_t d;                   // ATTEND: queries that meet the keys of positions below `sink`; as `a` where there are none of their own
     uint32_t max_position;        // ROPE: positions beyond it count as it
-    uint32_t reserved[5];
+    uint32_t next_rows, next_format;  // MATMUL: of the next with the same activations, 0 rows for none. fetch (ahead.h) fills them in
+    uint32_t reserved[3];
 };
 static_assert(sizeof(Instruction) == 128, "two beats");
 

@@ -1,6 +1,7 @@
 // The program: fetched pass by pass, and checked before any other process sees it, so that none must.
 #pragma once
 
+#include "ahead.h"
 #include "cells.h"
 #include "flow.h"
 
@@ -117,6 +118,8 @@ inline uint32_t problem_of(const Instruction& i, const Pass& pass, const Limits&
             const uint32_t status = problem_of_weight(i, limits);
             if (status != ok) return status;
             if (i.n_columns != quantized.n_columns || i.rows != quantized.rows) return bad;
+            const bool gates = (i.flags & HETRUN_U280_FLAG_GATE) != 0, adds = (i.flags & HETRUN_U280_FLAG_ADD) != 0;
+            if ((gates && adds) || ((gates || adds) && (i.ddr != 0 || !fits(i.b, i.n_rows)))) return bad;
             return i.ddr != 0 ? (fits_rows(limits, i, pass, i.n_rows) ? ok : bad) : fits(i.dst, i.n_rows) ? ok : bad;
         }
         case HETRUN_U280_OP_BIAS: return unary && i.n <= kMaxColumns && fits_ddr(limits, i.ddr, 0, 1, 0, i.n) ? ok : bad;
@@ -140,7 +143,7 @@ inline Instruction instruction_of(const Beat& first, const Beat& second) {
 #pragma HLS ARRAY_PARTITION variable = w complete
     for (uint32_t k = 0; k < 2 * kFloats; ++k) w[k] = word_of(k < kFloats ? first : second, k % kFloats);
     return {w[0],  w[1],  w[2],  w[3],  w[4],  w[5],  w[6],  w[7],  w[8],  w[9],  w[10], w[11], w[12], w[13], w[14], w[15], bits_float(w[16]),
-            w[17], w[18], w[19], w[20], w[21], w[22], w[23], w[24], w[25], w[26], {}};
+            w[17], w[18], w[19], w[20], w[21], w[22], w[23], w[24], w[25], w[26], w[27], w[28], {}};
 }
 
 inline Row row_of(const Beat& beat, uint32_t i) {
@@ -171,23 +174,21 @@ Report fetch(const Beat* ddr, const Launch& launch, const Limits& limits, Begin 
         const Pass pass = pass_of(rows, n_rows, first, first + kTokens < n_tokens ? 1 : 0);
         begin(pass);
         Quantized quantized{};
+        Ahead ahead;
         for (uint32_t number = 0;; ++number) {
             const uint64_t at = bits_of(launch.program) + 2 * uint64_t{number};
             report.instruction = number;
-            Order order{};
-            order.pass = pass;
             Beat beats[2] = {};
             if (at + 2 > limits.ddr) {
                 report.status = HETRUN_U280_STATUS_BAD_SHAPE;
             } else {
                 for (uint32_t k = 0; k < 2; ++k) beats[k] = ddr[at + k];
-                order.instruction = instruction_of(beats[0], beats[1]);
-                report.status = problem_of(order.instruction, pass, limits, quantized);
+                report.status = problem_of(instruction_of(beats[0], beats[1]), pass, limits, quantized);
             }
-            if (report.status != HETRUN_U280_STATUS_OK) order.instruction.op = HETRUN_U280_OP_END;
-            set_word(beats[0], 0, order.instruction.op);
-            emit(order, beats);
-            if (order.instruction.op == HETRUN_U280_OP_END) break;
+            if (report.status != HETRUN_U280_STATUS_OK) set_word(beats[0], 0, HETRUN_U280_OP_END);
+            const bool ends = word_of(beats[0], 0) == HETRUN_U280_OP_END;
+            ahead.take(beats, [&](const Beat* next) { emit(Order{instruction_of(next[0], next[1]), pass}, next); });
+            if (ends) break;
         }
         if (pass.followed != 0) fence();
         if (report.status != HETRUN_U280_STATUS_OK) break;

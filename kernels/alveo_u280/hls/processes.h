@@ -5,8 +5,8 @@
 // behind its number stands what the Report says, to which each reader has added its beats.
 #pragma once
 
-#include "fetch.h"
 #include "attend.h"
+#include "fetch.h"
 #include "flow.h"
 #include "kernel.h"
 #include "reader.h"
@@ -120,6 +120,7 @@ inline void reader(const Beat* memory, uint32_t channel, OrderStream& orders, Or
 
 // report: its beat of the DDR.
 inline void vector_process(Vector& vector, Beat* ddr, uint32_t report, OrderStream& orders, CommandStream* commands, ResultStream* results, WriteStream& writes) {
+    vector.lanes_know = false;
     const Beat end = follow(orders, [](const Beat&) {}, [&](const Order& order) {
         vector_step(order, vector, ddr, commands, results, writes);
         if (order.instruction.op == HETRUN_U280_OP_END && order.pass.followed != 0) writes.write({kPassDone, 0, {}});

@@ -165,8 +165,19 @@ inline void rope(const Instruction& i, const Constants& table, MemoryRow& memory
     rope_pairs(i, table, memory);
 }
 
-// Words of a row, one after the other.   ADD and GATE take two and give one: of the memory's two accesses a cycle ADD takes two cycles, GATE
-// has 16 exponentials and divisions.
+constexpr uint32_t kGates = 8;  // exponentials and divisions
+
+// A slice of silu(gate) * up, in the place of up.
+inline void gate_slice(uint32_t slice, const Word& gate, Word& up) {
+#pragma HLS INLINE
+    for (uint32_t k = 0; k < kGates; ++k) {
+#pragma HLS UNROLL
+        const uint32_t at = slice * kGates + k;
+        up.x[at] = silu_times(gate.x[at], up.x[at]);
+    }
+}
+
+// Words of a row, one after the other.   ADD takes two and gives one, of the memory's two accesses a cycle: two cycles.
 inline void map_words(const Instruction& i, const Constants& constants, MemoryRow& memory) {
     const uint32_t n_words = divided(i.n, kWide), a = i.a / kWide, b = i.b / kWide, dst = i.dst / kWide;
     if (i.op == HETRUN_U280_OP_ADD) {
@@ -184,17 +195,17 @@ inline void map_words(const Instruction& i, const Constants& constants, MemoryRo
         return;
     }
     if (i.op == HETRUN_U280_OP_GATE) {
-        for (uint32_t w = 0; w < n_words; ++w) {
-            HETRUN_FABRIC_PIPELINE(4);
+        uint32_t w = 0, slice = 0;
+        Word gate{}, up{};
+        while (w < n_words) {
+            HETRUN_FABRIC_PIPELINE(1);
 #pragma HLS DEPENDENCE variable = memory inter false
-#pragma HLS ALLOCATION function instances = silu_times limit = 16
-            Word gate = load_word(memory, a + w);
-            const Word up = load_word(memory, b + w);
-            for (uint32_t k = 0; k < kWide; ++k) {
-#pragma HLS UNROLL
-                gate.x[k] = silu_times(gate.x[k], up.x[k]);
-            }
-            store_word(memory, dst + w, gate);
+            if (slice == 0) gate = load_word(memory, a + w);
+            if (slice == 0) up = load_word(memory, b + w);
+            gate_slice(slice, gate, up);
+            if (++slice < kWide / kGates) continue;
+            slice = 0;
+            store_word(memory, dst + w++, up);
         }
         return;
     }

@@ -21,6 +21,7 @@ struct Vector {
     MemoryRow memory[kTokens];
     Constants constants;
     Attending attending;
+    bool lanes_know;  // of the next MATMUL
 };
 
 // First float in the DDR of a row.
@@ -98,36 +99,58 @@ void quantize(const Order& order, const MemoryRow* memory, Commands* commands) {
     }
 }
 
+template <class Commands>
+void send_multiply(uint32_t format, uint32_t n_rows, uint32_t n_columns, uint32_t n_tokens, Commands* commands) {
+    Command command{};
+    command.kind = kCommandMultiply;
+    command.format = format;
+    command.n_tokens = n_tokens;
+    command.n_columns = n_columns;
+    command.n_blocks = channel_blocks(kFormats[format], n_rows);
+    send_all(commands, beat_of(command));
+}
+
 // Results of the lanes: a kernel's beat has a row block's rows of its four channels, which are neighbours in the weight, so that four
-// kernels (of 2 rows a block: all) give a word.
+// kernels (of 2 rows a block: all) give a word. It goes to the row as it is, or with what stands at b: added, or as what that gates, 8 floats
+// an iteration. The lanes begin with the next MATMUL while the results of this one are collected.
 template <class Commands, class Results>
-void matmul(const Order& order, MemoryRow* memory, Beat* ddr, Commands* commands, Results* results) {
+void matmul(const Order& order, Vector& vector, Beat* ddr, Commands* commands, Results* results) {
     const Instruction& i = order.instruction;
     const Format f = kFormats[i.format];
     const uint32_t n_rows = order.pass.rows_of(i.rows);
-    Command command{};
-    command.kind = kCommandMultiply;
-    command.format = i.format;
-    command.n_tokens = n_rows;
-    command.n_columns = i.n_columns;
-    command.n_blocks = channel_blocks(f, i.n_rows);
-    send_all(commands, beat_of(command));
+    if (!vector.lanes_know) send_multiply(i.format, i.n_rows, i.n_columns, n_rows, commands);
+    vector.lanes_know = i.next_rows != 0;
+    if (vector.lanes_know) send_multiply(i.next_format, i.next_rows, i.n_columns, n_rows, commands);
     const uint32_t of_beat = kLaneChannels * f.rows, kernels = kWide / of_beat, halves = kLaneKernels / kernels;
-    uint32_t block = 0, t = 0, half = 0;
-    while (block < command.n_blocks) {
+    const bool gates = (i.flags & HETRUN_U280_FLAG_GATE) != 0, adds = (i.flags & HETRUN_U280_FLAG_ADD) != 0;
+    uint32_t block = 0, t = 0, half = 0, slice = 0;
+    Word word{}, other{};
+    while (block < channel_blocks(f, i.n_rows)) {
         HETRUN_FABRIC_PIPELINE(1);
-        Word word{};
-        for (uint32_t k = 0; k < kLaneKernels; ++k) {
-#pragma HLS UNROLL
-            if (k / kernels != half) continue;
-            const Beat beat = results[k].read();
-            for (uint32_t n = 0; n < kFloats; ++n) {
-#pragma HLS UNROLL
-                if (n < of_beat) word.x[k % kernels * of_beat + n] = float_of(beat, n);
-            }
-        }
+#pragma HLS DEPENDENCE variable = vector.memory inter false
         const uint32_t w = block * halves + half, first = w * kWide, n = i.n_rows < first ? 0 : i.n_rows - first < kWide ? i.n_rows - first : kWide;
-        if (n != 0 && i.ddr == 0) store_word(memory[t], i.dst / kWide + w, word);
+        if (slice == 0) {
+            for (uint32_t k = 0; k < kLaneKernels; ++k) {
+#pragma HLS UNROLL
+                if (k / kernels != half) continue;
+                const Beat beat = results[k].read();
+                for (uint32_t r = 0; r < kFloats; ++r) {
+#pragma HLS UNROLL
+                    if (r < of_beat) word.x[k % kernels * of_beat + r] = float_of(beat, r);
+                }
+            }
+            if (n != 0 && (gates || adds)) other = load_word(vector.memory[t], i.b / kWide + w);
+        }
+        if (gates) {
+            gate_slice(slice, other, word);
+            if (++slice < kWide / kGates) continue;
+            slice = 0;
+        }
+        for (uint32_t k = 0; k < kWide && adds; ++k) {
+#pragma HLS UNROLL
+            word.x[k] = plus(other.x[k], word.x[k]);
+        }
+        if (n != 0 && i.ddr == 0) store_word(vector.memory[t], i.dst / kWide + w, word);
         if (n != 0 && i.ddr != 0) write_floats(ddr, ddr_row(order, t) + first, n, [&](uint32_t b) { return quarter_of(word, b); });
         if (++half < halves) continue;
         half = 0;
@@ -189,7 +212,7 @@ void vector_step(const Order& order, Vector& vector, Beat* ddr, Commands* comman
             return;
         case HETRUN_U280_OP_EMBED: return embed_rows(order, vector.memory, commands, results);
         case HETRUN_U280_OP_QUANTIZE: return quantize(order, vector.memory, commands);
-        case HETRUN_U280_OP_MATMUL: return matmul(order, vector.memory, ddr, commands, results);
+        case HETRUN_U280_OP_MATMUL: return matmul(order, vector, ddr, commands, results);
         case HETRUN_U280_OP_ATTEND: return attend(order, vector.memory, vector.attending, commands, results, writes);
         default: break;
     }

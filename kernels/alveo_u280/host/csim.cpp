@@ -148,6 +148,7 @@ struct hetrun_u280_card {
           limits{channel_bytes / HETRUN_U280_BEAT_BYTES, n_ddr_bytes / HETRUN_U280_BEAT_BYTES},
           array(threads),
           vector(new Vector) {
+        vector->lanes_know = false;
         for (uint32_t c = 0; c < kChannels; ++c) {
             channels[c] = reinterpret_cast<Beat*>(memories[c]);
             array.beats[c].memory = channels[c];
