@@ -172,7 +172,7 @@ def check_extents(program: U280Program, n_floats: int) -> None:
             assert held.get(first) == n, f"{instruction.source}: {instruction.op} reads {n} floats at {first}: {held}"
         if made:
             first, n = made
-            assert first % 16 == 0 and first >= 0 and first + n <= n_floats
+            assert first % 64 == 0 and first >= 0 and first + n <= n_floats
             assert all(first >= a + length or first + n <= a for a, length in reads), "an operand is overwritten"
             held = {a: length for a, length in held.items() if a + length <= first or first + n <= a}
             held[first] = n
@@ -195,8 +195,8 @@ def test_a_whole_model_is_one_program_without_stores() -> None:
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Definition]:
-    """The vector memory holds 6 values of 16 floats."""
-    small = replace(definition(), numbers={**definition().numbers, "VECTOR_FLOATS": 96})
+    """The vector memory holds 6 values of 64 floats."""
+    small = replace(definition(), numbers={**definition().numbers, "VECTOR_FLOATS": 384})
     for module in ("lower", "refusal"):
         monkeypatch.setattr(f"hetrun_alveo_u280.{module}.definition", lambda: small)
     yield small
@@ -204,13 +204,13 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Definition]:
 
 def test_values_without_room_wait_in_ddr(small_memory: Definition) -> None:
     """Eight values that are all read at the end: those read last give way, each stored once and loaded again."""
-    x = Value("x", 16)
+    x = Value("x", 64)
     made = [Scale(f"s{i}", x, float(i)) for i in range(8)]
     sums: list[Add] = []
     for op in reversed(made):
         sums.append(Add(f"a{op.name}", sums[-1].output if sums else x, op.output))
     program = compiled(*made, *sums)
-    check_extents(program, 96)
+    check_extents(program, 384)
     # s5 to s7 and the first sum each take the place of what is read last.
     assert [v.name for v in program.spilled] == ["s0", "s1", "s2", "s3"]
     counts = Counter(i.op for i in program.instructions)
@@ -218,20 +218,20 @@ def test_values_without_room_wait_in_ddr(small_memory: Definition) -> None:
 
 
 def test_scattered_operands_make_room_together(small_memory: Definition) -> None:
-    """A value of 48 floats is loaded behind another, so that beside it 48 are free in two pieces."""
-    before = Scale("before", Value("x", 16), 2.0)
-    wide = Scale("wide", Value("y", 48), 2.0)
+    """A value of 192 floats is loaded behind another, so that beside it 192 are free in two pieces."""
+    before = Scale("before", Value("x", 64), 2.0)
+    wide = Scale("wide", Value("y", 192), 2.0)
     program = compiled(before, wide, Scale("after", before.output, 3.0), outputs=("wide", "after"))
-    check_extents(program, 96)
+    check_extents(program, 384)
     assert [i.ddr[1] for i in program.instructions if i.op == "LOAD" and i.ddr] == ["x", "y", "y", "before"]
 
 
 def test_a_value_that_gives_way_twice_is_stored_once(small_memory: Definition) -> None:
-    p = Scale("p", Value("x", 16), 2.0)
-    first, second = (Scale(f"all{i}", Value(f"y{i}", 48), 2.0) for i in range(2))
+    p = Scale("p", Value("x", 64), 2.0)
+    first, second = (Scale(f"all{i}", Value(f"y{i}", 192), 2.0) for i in range(2))
     twice = Add("twice", p.output, p.output)
     program = compiled(p, first, twice, second, Add("end", p.output, twice.output), outputs=("all0", "all1", "end"))
-    check_extents(program, 96)
+    check_extents(program, 384)
     assert [v.name for v in program.spilled] == ["p", "twice"]
     stored = [i.ddr[1] for i in program.instructions if i.op == "STORE" and i.ddr]
     assert stored == ["p", "all0", "twice", "all1", "end"]

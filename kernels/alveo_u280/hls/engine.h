@@ -26,8 +26,10 @@
 #define HETRUN_U280_VECTOR_FLOATS 65536 // of a row of the vector memory
 #define HETRUN_U280_MAX_COLUMNS 16384  // of activations
 #define HETRUN_U280_MAX_CELLS 8192     // of a KV slot: scores of a head are kept on the chip
+#define HETRUN_U280_MAX_SCORES 32768   // of a channel and KV head: its cells times its queries
 #define HETRUN_U280_MAX_HEAD_DIM 256
 #define HETRUN_U280_MAX_HEADS 128      // of queries
+#define HETRUN_U280_MAX_QUERIES 16     // of a KV head, times the beats of a key: a channel's sums of values
 #define HETRUN_U280_MAX_PASSES 4096    // of a launch
 #define HETRUN_U280_ACTIVATION_BLOCK 32 // columns that share an exponent
 #define HETRUN_U280_MAX_EXPONENT 7     // of a block: its codes count 2^exponent steps of the token's scale
@@ -60,7 +62,7 @@
 //   2 beats: scale and minimum of 32 keys (binary16 pairs) | 2 beats: of values | keys | values
 // Regions of a slot follow one another, slots follow one another. (slot, group) -> slot * n_groups + group.
 
-// Instructions. Operands a, b, c, d, dst: first float of a value in a row of the vector memory, a multiple of 16. A row is a token of the
+// Instructions. Operands a, b, c, d, dst: first float of a value in a row of the vector memory, a multiple of 64. A row is a token of the
 // pass; with rows = OUTPUTS only tokens whose logits are wanted have it, in order, from row 0 on. In the DDR a token's row is the one of
 // its number in the step, an output's that of its number among outputs. What reads and writes may be the same place, or apart.
 #define HETRUN_U280_OP_END 0

@@ -19,8 +19,8 @@ struct Quantized {
 
 constexpr uint32_t kVectorFloats = HETRUN_U280_VECTOR_FLOATS;
 
-// A value of n floats in the vector memory begins at a whole beat.
-inline bool fits(uint32_t first, uint32_t n) { return first % kFloats == 0 && first <= kVectorFloats && n <= kVectorFloats - first; }
+// A value of n floats in the vector memory begins at a whole word.
+inline bool fits(uint32_t first, uint32_t n) { return first % kCodes == 0 && first <= kVectorFloats && n <= kVectorFloats - first; }
 
 // `rows` rows of n floats at a beat of the DDR, the first of number `first`.
 inline bool fits_ddr(const Limits& limits, uint32_t beat, uint64_t first, uint64_t rows, uint32_t stride, uint32_t n) {
@@ -50,6 +50,7 @@ inline uint32_t problem_of_attend(const Instruction& i, const Pass& pass, const 
     constexpr uint32_t bad = HETRUN_U280_STATUS_BAD_SHAPE;
     if (i.head_dim == 0 || i.head_dim > kMaxHeadDim || i.head_dim % 2 != 0) return bad;
     if (i.n_heads == 0 || i.n_heads > kMaxHeads || i.n_heads_kv == 0 || i.n_heads % i.n_heads_kv != 0) return bad;
+    if (i.n_heads / i.n_heads_kv * divided(i.head_dim, 128) > kMaxQueries) return bad;
     if ((i.flags & HETRUN_U280_FLAG_HADAMARD) != 0 && (i.head_dim & (i.head_dim - 1)) != 0) return bad;
     if (i.n_slots == 0 || i.n_cells == 0 || i.n_cells > HETRUN_U280_MAX_CELLS || i.n_ctx < i.n_cells || i.n_ctx > 1u << 30) return bad;
     // A ring holds all that a query sees.
@@ -109,7 +110,7 @@ inline uint32_t problem_of(const Instruction& i, const Pass& pass, const Limits&
             return fits(i.dst, i.n_columns) ? ok : bad;
         }
         case HETRUN_U280_OP_NORM:
-            return unary && i.group != 0 && i.group <= kMaxColumns && i.n % i.group == 0 && fits_ddr(limits, i.ddr, 0, 1, 0, i.group) ? ok : bad;
+            return unary && i.group != 0 && i.group <= kMaxColumns && i.n % i.group == 0 && (i.group % 2 == 0 || i.group == i.n) && fits_ddr(limits, i.ddr, 0, 1, 0, i.group) ? ok : bad;
         case HETRUN_U280_OP_QUANTIZE:
             quantized = {i.n, i.rows};
             return i.n != 0 && i.n <= kMaxColumns && fits(i.a, i.n) ? ok : bad;
