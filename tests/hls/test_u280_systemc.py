@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from require import missing, require_tool
+from systemc_model import AGREEMENT, Counts, both, compiled
 from u280_steps import Layer, decode, encoded, prefill, program
 
 from hetrun_alveo_u280.instruction import Instruction
 from hetrun_alveo_u280.timing import Row
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-INSTALL = "sudo apt-get install -y libsystemc-dev"
-AGREEMENT = 0.01
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program of kernels/alveo_u280/systemc."""
-    compiler = require_tool("g++", "sudo apt-get install -y g++")
-    includes = [compiler, "-x", "c++", "-E", "-include", "systemc", "/dev/null"]
-    if subprocess.run(includes, capture_output=True).returncode:
-        missing("SystemC", INSTALL)
-    binary = tmp_path_factory.mktemp("systemc") / "alveo_u280_systemc"
-    sources = [KERNELS / "alveo_u280" / path for path in ("systemc/main.cpp", "timing/step.cpp", "timing/defaults.cpp")]
-    options = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *options, *map(str, sources), "-lsystemc", "-o", str(binary)], check=True, timeout=300)
-    return binary
+    target = tmp_path_factory.mktemp("systemc") / "alveo_u280_systemc"
+    return compiled(target, "alveo_u280", ("timing/step.cpp", "timing/defaults.cpp"))
 
 
-def run(
-    model: Path, folder: Path, steps: list[Instruction], rows: list[Row], *settings: str
-) -> tuple[dict[str, int], dict[str, int]]:
+def run(model: Path, folder: Path, steps: list[Instruction], rows: list[Row], *settings: str) -> tuple[Counts, Counts]:
     """Of the SystemC model, and of the cycle model with the same constants."""
     files = [folder / "program", folder / "rows"]
     for path, data in zip(files, encoded(steps, rows), strict=True):
         path.write_bytes(data)
-    result = subprocess.run([model, *settings, *files], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    both = json.loads(result.stdout.splitlines()[-1])
-    return both["systemc"], both["plain"]
+    return both(model, *settings, *files)
 
 
 SMALL = Layer("S4", 576, 1536, 9, 3, 64, n_vocab=2048)
