@@ -6,14 +6,14 @@
 //   Weights  p = exp(score - largest of all channels), w = p * s_v; back: sum p, sum p * m_v, largest w
 //   Values   codes of w: nearest even of w * inverse, 0 to 4095; back: sum of codes_w * codes_v, integers
 //
-// A command has the values of a unit, the weights of the next and the keys of the one after: lanes have enough to do while vector takes sums
-// and maxima. Of the first and the last commands some parts are missing. All words of a command are taken before any result is given, since
+// A command has the values of a unit, and after them the weights of the next beside the keys of the one behind that: lanes have enough to do
+// while vector takes sums and maxima. Of the first and the last commands some parts are missing. All words of a command are taken before any result is given, since
 // vector sends all of it before it reads.
 //
 // Cells are taken in the order of their positions. A float sum of a channel is eight, of cells 0, 8, ..., of 1, 9, ... and so on, added
 // as ((0+4)+(2+6)) + ((1+5)+(3+7)). A largest that meets NaN stays NaN.
 //
-// Each part is one loop over beats and cells, which never drains in between.
+// Values are one loop over beats and cells, weights and keys together another; neither drains in between.
 #pragma once
 
 #include "fabric/activation.h"
@@ -158,84 +158,50 @@ void take_keys(Attention& a, const Command& command, Commands& commands) {
     }
 }
 
-// Scores of all cells, and a beat with the largest of each query. An iteration is a beat of a key and a query.
-template <class Beats, class Results>
-void attend_keys(Attention& a, const Command& command, Beats& beats, Results& results) {
-#pragma HLS INLINE
-    const uint32_t n_queries = command.n_queries, chunks = command.chunks, of_sinks = command.n_sets - 1, count = a.cells[2].count();
-    const Cells& cells = a.cells[2];
-    float* const scores = a.scores[a.half];
-    Walk walk(cells);
+// A beat of a key meets a query, whose score is there with the key's last.   number: of the score.
+struct Scoring {
     Beat key[2];
-    uint32_t q = 0, chunk = 0, number = 0;
-    int32_t dot = 0;
-    while (walk.cell < count) {
-        HETRUN_FABRIC_PIPELINE(1);
-#pragma HLS DEPENDENCE variable = a.best inter distance = 8 true
-        if (q + chunk == 0 && walk.take_scales(cells, beats)) continue;
+    int32_t dot;
+
+    template <class Beats>
+    void step(Attention& a, const Command& command, const Walk& walk, uint32_t q, uint32_t chunk, uint32_t number, Beats& beats) {
+#pragma HLS INLINE
         const OwnCell& own = a.own[walk.own()];
-        const uint32_t part = walk.cell % kParts;
         if (q == 0) key[chunk] = walk.old() ? beats.read() : own.codes[chunk];
         const bool sink = walk.old() ? walk.run == 0 : word_of(own.head, 1) != 0;
-        const uint32_t set = sink ? of_sinks : 0;
-        dot = (chunk == 0 ? 0 : dot) + key_dot(key[chunk], a.query[set][q * chunks + chunk]);
-        if (++chunk < chunks) continue;
-        chunk = 0;
-        const Affine with = walk.affine(cells, word_of(own.head, 0));
+        const uint32_t set = sink ? command.n_sets - 1 : 0, part = walk.cell % kParts;
+        dot = (chunk == 0 ? 0 : dot) + key_dot(key[chunk], a.query[set][q * command.chunks + chunk]);
+        if (chunk + 1 < command.chunks) return;
+        const Affine with = walk.affine(a.cells[2], word_of(own.head, 0));
         const float offset = times(with.minimum, static_cast<float>(a.code_sum[set][q]));
         const float value = times(a.scale[set][q], plus(times(with.scale, static_cast<float>(dot)), offset));
-        scores[number++] = value;
+        a.scores[a.half][number] = value;
         a.best[q][part] = larger(walk.cell < kParts ? bits_float(kMinusInfinity) : a.best[q][part], value);
-        if (++q < n_queries) continue;
-        q = 0;
-        walk.next(cells);
     }
-    if (count == 0) return;
-    Beat out{};
-    for (q = 0; q < n_queries; ++q) {
-        HETRUN_FABRIC_PIPELINE(1);
-        float part[kParts];
-        for (uint32_t k = 0; k < kParts; ++k) {
-#pragma HLS UNROLL
-            part[k] = k < count ? a.best[q][k] : bits_float(kMinusInfinity);
-        }
-        set_float(out, q, largest_of_parts(part));
-    }
-    results.write(out);
+};
+
+// A score becomes a weight.
+inline void weigh(Attention& a, const Walk& walk, uint32_t q, uint32_t number) {
+#pragma HLS INLINE
+    const Affine with = walk.affine(a.cells[1], a.own_words[walk.own()]);
+    const uint32_t part = walk.cell % kParts;
+    const bool first = walk.cell < kParts;
+    float& score = a.scores[1 - a.half][number];
+    // A difference of zeros may be the one below zero.
+    const float below = bits_float(float_bits(plus(a.largest[q], -score)) & 0x7fffffffu);
+    const float p = exp_of_minus(below), weight = times(p, with.scale);
+    a.p[q][part] = plus(first ? 0.0f : a.p[q][part], p);
+    a.minima[q][part] = plus(first ? 0.0f : a.minima[q][part], times(p, with.minimum));
+    a.most[q][part] = larger(first ? 0.0f : a.most[q][part], weight);
+    score = weight;
 }
 
-// Weights of all cells, and beats of sums and largest weights of five queries. An iteration is a score.
-template <class Beats, class Results>
-void attend_weights(Attention& a, const Command& command, Beats& beats, Results& results) {
+// Beats of sums and largest weights of five queries.
+template <class Results>
+void give_weights(const Attention& a, uint32_t n_queries, uint32_t count, Results& results) {
 #pragma HLS INLINE
-    const uint32_t n_queries = command.n_queries, count = a.cells[1].count();
-    const Cells& cells = a.cells[1];
-    float* const scores = a.scores[1 - a.half];
-    Walk walk(cells);
-    uint32_t q = 0, number = 0;
-    while (walk.cell < count) {
-        HETRUN_FABRIC_PIPELINE(1);
-#pragma HLS DEPENDENCE variable = a.p inter distance = 8 true
-#pragma HLS DEPENDENCE variable = a.minima inter distance = 8 true
-#pragma HLS DEPENDENCE variable = a.most inter distance = 8 true
-#pragma HLS DEPENDENCE variable = a.scores inter false
-        if (q == 0 && walk.take_scales(cells, beats)) continue;
-        const Affine with = walk.affine(cells, a.own_words[walk.own()]);
-        const uint32_t part = walk.cell % kParts;
-        const bool first = walk.cell < kParts;
-        // A difference of zeros may be the one below zero.
-        const float below = bits_float(float_bits(plus(a.largest[q], -scores[number])) & 0x7fffffffu);
-        const float p = exp_of_minus(below), weight = times(p, with.scale);
-        a.p[q][part] = plus(first ? 0.0f : a.p[q][part], p);
-        a.minima[q][part] = plus(first ? 0.0f : a.minima[q][part], times(p, with.minimum));
-        a.most[q][part] = larger(first ? 0.0f : a.most[q][part], weight);
-        scores[number++] = weight;
-        if (++q < n_queries) continue;
-        q = 0;
-        walk.next(cells);
-    }
     Beat out{};
-    for (q = 0; q < n_queries && count != 0; ++q) {
+    for (uint32_t q = 0; q < n_queries && count != 0; ++q) {
         HETRUN_FABRIC_PIPELINE(1);
         float p[kParts], minima[kParts], most[kParts];
         for (uint32_t k = 0; k < kParts; ++k) {
@@ -250,6 +216,58 @@ void attend_weights(Attention& a, const Command& command, Beats& beats, Results&
         set_float(out, at + 2, largest_of_parts(most));
         if (q % kTriplets + 1 == kTriplets || q + 1 == n_queries) results.write(out);
     }
+}
+// A beat with the largest score of each query.
+template <class Results>
+void give_largest(const Attention& a, uint32_t n_queries, uint32_t count, Results& results) {
+#pragma HLS INLINE
+    if (count == 0) return;
+    Beat out{};
+    for (uint32_t q = 0; q < n_queries; ++q) {
+        HETRUN_FABRIC_PIPELINE(1);
+        float part[kParts];
+        for (uint32_t k = 0; k < kParts; ++k) {
+#pragma HLS UNROLL
+            part[k] = k < count ? a.best[q][k] : bits_float(kMinusInfinity);
+        }
+        set_float(out, q, largest_of_parts(part));
+    }
+    results.write(out);
+}
+
+// Scores of all cells of a unit, and weights of all cells of the one before it, which are in the other half of the scores. An iteration is a
+// beat of a key and a query; with a key's last beat goes a score that becomes a weight. Before a cell come the scales of those of the unit
+// that is weighed, then of those whose keys come, where a block of either begins.
+template <class Beats, class Results>
+void attend_scores(Attention& a, const Command& command, Beats& beats, Results& results) {
+#pragma HLS INLINE
+    const uint32_t n_queries = command.n_queries, chunks = command.chunks;
+    const uint32_t n_weights = (command.parts & kPartWeights) != 0 ? a.cells[1].count() : 0;
+    const uint32_t n_keys = (command.parts & kPartKeys) != 0 ? a.cells[2].count() : 0;
+    Walk weights(n_weights == 0 ? Cells{} : a.cells[1]), keys(n_keys == 0 ? Cells{} : a.cells[2]);
+    Scoring scoring;
+    uint32_t q = 0, chunk = 0, number = 0;
+    while (weights.cell < n_weights || keys.cell < n_keys) {
+        HETRUN_FABRIC_PIPELINE(1);
+#pragma HLS DEPENDENCE variable = a.best inter distance = 8 true
+#pragma HLS DEPENDENCE variable = a.p inter distance = 8 true
+#pragma HLS DEPENDENCE variable = a.minima inter distance = 8 true
+#pragma HLS DEPENDENCE variable = a.most inter distance = 8 true
+#pragma HLS DEPENDENCE variable = a.scores inter false
+        if (q + chunk == 0 && (weights.take_scales(a.cells[1], beats) || keys.take_scales(a.cells[2], beats))) continue;
+        const bool scores = keys.cell < n_keys, weighs = weights.cell < n_weights;
+        if (scores) scoring.step(a, command, keys, q, chunk, number, beats);
+        if (++chunk < chunks) continue;
+        chunk = 0;
+        if (weighs) weigh(a, weights, q, number);
+        ++number;
+        if (++q < n_queries) continue;
+        q = 0;
+        if (scores) keys.next(a.cells[2]);
+        if (weighs) weights.next(a.cells[1]);
+    }
+    give_weights(a, n_queries, n_weights, results);
+    give_largest(a, n_queries, n_keys, results);
 }
 
 // Of each query ceil(n_columns / 16) beats of 16 sums.   take_more(): takes the rest of the command.
@@ -338,8 +356,7 @@ void attend_units(Attention& a, const Command& command, Commands& commands, Beat
     if (!has(kPartValues)) take_more();
     if (command.parts == kPartKeys) a.half = 0;
     if (has(kPartValues)) attend_values(a, command, beats, results, take_more);
-    if (has(kPartWeights)) attend_weights(a, command, beats, results);
-    if (has(kPartKeys)) attend_keys(a, command, beats, results);
+    if (has(kPartWeights | kPartKeys)) attend_scores(a, command, beats, results);
     a.cells[0] = a.cells[1];
     a.cells[1] = a.cells[2];
     a.half = 1 - a.half;
