@@ -149,7 +149,7 @@ struct hetrun_u280_card {
         : ddr(reinterpret_cast<Beat*>(ddr_bytes)),
           limits{channel_bytes / HETRUN_U280_BEAT_BYTES, n_ddr_bytes / HETRUN_U280_BEAT_BYTES},
           array(threads),
-          vector(new Vector) {
+          vector(new Vector()) {
         vector->lanes_know = false;
         for (uint32_t c = 0; c < kChannels; ++c) {
             channels[c] = reinterpret_cast<Beat*>(memories[c]);
