@@ -78,11 +78,16 @@ void run(hetrun_u280_card& card, const Launch& launch) {
     auto links = std::make_unique<Links>();
     auto vector = std::make_unique<Vector>();
     OrderStream orders[kChannels + 1];
+    FifoStream fifos[kChannels];
+    RunStream runs[kChannels];
     WriteStream writes;
     DoneStream done;
     std::vector<std::function<void()>> processes = links->processes();
     processes.push_back([&] { fetcher(card.ddr, launch, card.limits, orders[0], done); });
-    for (uint32_t c = 0; c < kChannels; ++c) processes.push_back([&, c] { reader(card.channels[c], c, orders[c], orders[c + 1], links->beats[c]); });
+    for (uint32_t c = 0; c < kChannels; ++c) {
+        processes.push_back([&, c] { reader(card.channels[c], c, orders[c], orders[c + 1], runs[c], fifos[c]); });
+        processes.push_back([&, c] { pass_beats(runs[c], fifos[c], links->beats[c]); });
+    }
     processes.push_back([&] {
         vector_process(*vector, card.ddr, bits_of(launch.report), orders[kChannels], links->commands, links->results, writes);
         COUNTED(0);
