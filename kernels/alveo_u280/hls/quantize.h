@@ -19,6 +19,7 @@ constexpr float kMostSteps = 16256.0f;       // 127 * 2^7
 struct RowScale {
     float scale, inverse, step;  // step: 127 s
 
+    RowScale() = default;
     explicit RowScale(uint32_t largest) {
         const bool usable = largest >= kLeastRow && largest < kInfinity;
         scale = usable ? over(bits_float(largest), kMostSteps) : largest < kInfinity ? 0.0f : bits_float(kNotANumber);

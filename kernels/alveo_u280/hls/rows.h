@@ -1,4 +1,4 @@
-// Ops of one row of the vector memory: NORM, ROPE, and those that go word by word. Orders of floats: vector.h.
+// Ops of rows of the vector memory: NORM, ROPE, and those that go word by word. Orders of floats: vector.h.
 #pragma once
 
 #include <cmath>
@@ -25,67 +25,80 @@ float tree(float (&x)[N]) {
 
 constexpr uint32_t kSums = 16, kNormGroups = 128;  // sums of a group of NORM; groups that are summed before any is scaled
 
-// Three loops over up to 128 groups, none of which waits for a float of its own before the sixteenth iteration.
-inline void norm_groups(const Instruction& i, uint32_t first, uint32_t n_groups, const Constants& weights, MemoryRow& memory) {
+// A walk over the groups of all rows, `step` floats an iteration.   number: of the group, among those of this walk.
+struct GroupWalk {
+    uint32_t row, first, number, from;  // first: float of the group in its row
+
+    void next(const Instruction& i, uint32_t step) {
+#pragma HLS INLINE
+        from += step;
+        if (from < i.group) return;
+        from = 0;
+        ++number;
+        first += i.group;
+        if (first < i.n) return;
+        first = 0;
+        ++row;
+    }
+};
+
+// Three loops over up to 128 groups, none of which waits for a float of its own before the sixteenth iteration. Returns where the next begin.
+inline GroupWalk norm_groups(const Instruction& i, uint32_t n_rows, const GroupWalk& begin, const Constants& weights, MemoryRow* memory) {
     const uint32_t step = i.n == i.group ? kWide : step_of(i.group);
     float sums[kSums][kNormGroups], factors[kNormGroups], squares[kWide];
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = squares complete
 #pragma HLS DEPENDENCE variable = sums inter distance = 16 true
-    uint32_t group = 0, from = 0;
-    while (group < n_groups) {
+    GroupWalk walk = begin;
+    while (walk.row < n_rows && walk.number < kNormGroups) {
         HETRUN_FABRIC_PIPELINE(1);
-        const uint32_t at = from % kWide;
-        const Word x = load_step(memory, i.a + first + group * i.group + from, step);
+        const uint32_t from = walk.from, at = from % kWide;
+        const Word x = load_step(memory[walk.row], i.a + walk.first + from, step);
         for (uint32_t k = 0; k < kWide; ++k) {
 #pragma HLS UNROLL
             const float own = x.x[step == kWide ? k : step == kFloats ? k % kFloats : k % 2];
             if (k >= at && k < at + step) squares[k] = from + k - at < i.group ? times(own, own) : 0.0f;
             if (at == 0 && k >= step) squares[k] = 0.0f;
         }
-        const bool last = from + step >= i.group;
-        if (last || at + step == kWide) {
+        if (from + step >= i.group || at + step == kWide) {
             float of_word[kWide];
             for (uint32_t k = 0; k < kWide; ++k) of_word[k] = squares[k];
-            float& sum = sums[from / kWide % kSums][group];
+            float& sum = sums[from / kWide % kSums][walk.number];
             sum = from < kSums * kWide ? tree(of_word) : plus(sum, tree(of_word));
         }
-        from = last ? 0 : from + step;
-        group += last ? 1 : 0;
+        walk.next(i, step);
     }
-    for (group = 0; group < n_groups; ++group) {
+    const GroupWalk end{walk.row, walk.first, 0, 0};
+    for (uint32_t number = 0; number < walk.number; ++number) {
         HETRUN_FABRIC_PIPELINE(1);
         float part[kSums];
         for (uint32_t k = 0; k < kSums; ++k) {
 #pragma HLS UNROLL
-            part[k] = k * kWide < i.group ? sums[k][group] : 0.0f;
+            part[k] = k * kWide < i.group ? sums[k][number] : 0.0f;
         }
         const float mean = over(tree(part), static_cast<float>(i.group));
-        factors[group] = over(1.0f, flushed(std::sqrt(plus(mean, i.f0))));
+        factors[number] = over(1.0f, flushed(std::sqrt(plus(mean, i.f0))));
     }
-    group = from = 0;
-    while (group < n_groups) {
+    const uint32_t n_groups = walk.number;
+    walk = begin;
+    while (walk.number < n_groups) {
         HETRUN_FABRIC_PIPELINE(1);
 #pragma HLS DEPENDENCE variable = memory inter false
-        const uint32_t at = first + group * i.group + from;
-        Word x = load_step(memory, i.a + at, step);
-        const Word weight = load_step(weights, from, step);
+        const uint32_t at = walk.first + walk.from;
+        Word x = load_step(memory[walk.row], i.a + at, step);
+        const Word weight = load_step(weights, walk.from, step);
         for (uint32_t k = 0; k < kWide; ++k) {
 #pragma HLS UNROLL
-            x.x[k] = times(times(x.x[k], factors[group]), weight.x[k]);
+            x.x[k] = times(times(x.x[k], factors[walk.number]), weight.x[k]);
         }
-        store_step(memory, i.dst + at, step, x);
-        const bool last = from + step >= i.group;
-        from = last ? 0 : from + step;
-        group += last ? 1 : 0;
+        store_step(memory[walk.row], i.dst + at, step, x);
+        walk.next(i, step);
     }
+    return end;
 }
 
-inline void norm(const Instruction& i, const Constants& weights, MemoryRow& memory) {
-    for (uint32_t first = 0; first < i.n; first += kNormGroups * i.group) {
-        const uint32_t left = (i.n - first) / i.group;
-        norm_groups(i, first, left < kNormGroups ? left : kNormGroups, weights, memory);
-    }
+inline void norm(const Instruction& i, uint32_t n_rows, const Constants& weights, MemoryRow* memory) {
+    for (GroupWalk at{0, 0, 0, 0}; at.row < n_rows && i.n != 0;) at = norm_groups(i, n_rows, at, weights, memory);
 }
 
 // One pair of floats, and where it is rotated to.

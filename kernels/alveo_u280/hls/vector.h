@@ -45,57 +45,68 @@ void quantize(const Order& order, const MemoryRow* memory, Commands* commands) {
     command.n_columns = n_words * kWide;
     uint32_t largest[kTokens][kMaxBlocks], of_row[kTokens];
 #pragma HLS ARRAY_PARTITION variable = largest cyclic factor = 16 dim = 2
-    Beat scales{};
-    for (uint32_t t = 0; t < n_rows; ++t) {
-        uint32_t most_of_row = 0;
-        for (uint32_t w = 0; w < n_words; ++w) {
-            HETRUN_FABRIC_PIPELINE(1);
-            const Word x = load_word(memory[t], from + w);
-            for (uint32_t b = 0; b < kBlocks; ++b) {
+    RowScale row_scales[kTokens];
+    uint32_t most_of_row = 0, w = 0;
+    for (uint32_t t = 0; t < n_rows;) {
+        HETRUN_FABRIC_PIPELINE(1);
+        const Word x = load_word(memory[t], from + w);
+        for (uint32_t b = 0; b < kBlocks; ++b) {
 #pragma HLS UNROLL
-                uint32_t most = 0;
-                for (uint32_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
+            uint32_t most = 0;
+            for (uint32_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
 #pragma HLS UNROLL
-                    const uint32_t magnitude = w * kWide + k < i.n ? magnitude_of(x.x[k]) : 0;
-                    most = magnitude > most ? magnitude : most;
-                }
-                largest[t][w * kBlocks + b] = most;
-                most_of_row = most > most_of_row ? most : most_of_row;
+                const uint32_t magnitude = w * kWide + k < i.n ? magnitude_of(x.x[k]) : 0;
+                most = magnitude > most ? magnitude : most;
             }
+            largest[t][w * kBlocks + b] = most;
+            most_of_row = most > most_of_row ? most : most_of_row;
         }
         of_row[t] = most_of_row;
-        set_float(scales, t, RowScale(most_of_row).scale);
+        if (++w < n_words) continue;
+        w = most_of_row = 0;
+        ++t;
+    }
+    Beat scales{};
+    for (uint32_t t = 0; t < n_rows; ++t) {
+        HETRUN_FABRIC_PIPELINE(1);
+        row_scales[t] = RowScale(of_row[t]);
+        set_float(scales, t, row_scales[t].scale);
     }
     send_all(commands, beat_of(command));
     send_all(commands, scales);
-    for (uint32_t t = 0; t < n_rows; ++t) {
-        const RowScale scale(of_row[t]);
-        for (uint32_t first = 0; first < n_words; first += kShared) {
-            Beat exponents{};
-            for (uint32_t b = 0; b < kCodes; b += kExponents) {
-                HETRUN_FABRIC_PIPELINE(1);
-                for (uint32_t k = b; k < b + kExponents; ++k) {
+    uint32_t exponents_known = 0;  // of the next kShared words
+    Beat exponents{};
+    w = 0;
+    for (uint32_t t = 0; t < n_rows;) {
+        HETRUN_FABRIC_PIPELINE(1);
+        const RowScale& scale = row_scales[t];
+        Beat beat{};
+        if (w % kShared == 0 && exponents_known < kCodes) {
+            if (exponents_known == 0) exponents = Beat{};
+            for (uint32_t k = 0; k < kExponents; ++k) {
 #pragma HLS UNROLL
-                    const uint32_t block = first * kBlocks + k;
-                    if (block < n_words * kBlocks) exponents.byte[k] = static_cast<uint8_t>(scale.exponent(largest[t][block]));
-                }
+                const uint32_t block = w * kBlocks + exponents_known + k;
+                if (block < n_words * kBlocks) exponents.byte[exponents_known + k] = static_cast<uint8_t>(scale.exponent(largest[t][block]));
             }
-            send_all(commands, exponents);
-            for (uint32_t w = first; w < first + kShared && w < n_words; ++w) {
-                HETRUN_FABRIC_PIPELINE(1);
-                const Word x = load_word(memory[t], from + w);
-                Beat beat{};
-                for (uint32_t b = 0; b < kBlocks; ++b) {
+            exponents_known += kExponents;
+            if (exponents_known == kCodes) send_all(commands, exponents);
+            continue;
+        }
+        const Word x = load_word(memory[t], from + w);
+        for (uint32_t b = 0; b < kBlocks; ++b) {
 #pragma HLS UNROLL
-                    const float factor = scale.factor(scale.exponent(largest[t][w * kBlocks + b]));
-                    for (uint32_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
+            const float factor = scale.factor(scale.exponent(largest[t][w * kBlocks + b]));
+            for (uint32_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
 #pragma HLS UNROLL
-                        if (w * kWide + k < i.n) beat.byte[k] = scale.code(x.x[k], factor);
-                    }
-                }
-                send_all(commands, beat);
+                if (w * kWide + k < i.n) beat.byte[k] = scale.code(x.x[k], factor);
             }
         }
+        send_all(commands, beat);
+        ++w;
+        exponents_known = w % kShared == 0 || w == n_words ? 0 : exponents_known;
+        if (w < n_words) continue;
+        w = 0;
+        ++t;
     }
 }
 
@@ -211,19 +222,20 @@ void vector_step(const Order& order, Vector& vector, Beat* ddr, Commands* comman
             }
             return;
         case HETRUN_U280_OP_EMBED: return embed_rows(order, vector.memory, commands, results);
+        case HETRUN_U280_OP_NORM:
+            read_floats(ddr, uint64_t{i.ddr} * kFloats, i.group, vector.constants);
+            return norm(i, n_rows, vector.constants, vector.memory);
         case HETRUN_U280_OP_QUANTIZE: return quantize(order, vector.memory, commands);
         case HETRUN_U280_OP_MATMUL: return matmul(order, vector, ddr, commands, results);
         case HETRUN_U280_OP_ATTEND: return attend(order, vector.memory, vector.attending, commands, results, writes);
         default: break;
     }
     const bool of_row = i.op == HETRUN_U280_OP_ROPE;
-    const uint32_t n = i.op == HETRUN_U280_OP_NORM ? i.group : i.op == HETRUN_U280_OP_BIAS ? i.n : of_row ? 2 * i.n_pairs : 0;
+    const uint32_t n = i.op == HETRUN_U280_OP_BIAS ? i.n : of_row ? 2 * i.n_pairs : 0;
     for (uint32_t row = 0; row < n_rows; ++row) {
         const uint64_t at = of_row ? uint64_t{rope_row(i, order.pass.row[row])} * i.stride : 0;
         if (row == 0 || of_row) read_floats(ddr, uint64_t{i.ddr} * kFloats + at, n, vector.constants);
-        if (i.op == HETRUN_U280_OP_NORM) {
-            norm(i, vector.constants, vector.memory[row]);
-        } else if (of_row) {
+        if (of_row) {
             rope(i, vector.constants, vector.memory[row]);
         } else {
             map_words(i, vector.constants, vector.memory[row]);
