@@ -66,6 +66,22 @@ def test_results_meet_another_value_as_they_come(name: str, rows: int) -> None:
                 assert same(found, expected), (flag, dst)
 
 
+@pytest.mark.parametrize("rows", [1, 11])
+def test_matmuls_behind_one_another_each_have_their_weight(rows: int) -> None:
+    """Of other formats and sizes, with an op between the first two."""
+    rng, columns = np.random.default_rng(rows), 256
+    x = random_floats(rng, rows, columns)
+    shapes = {"Q4_1": 130, "W2S24": 1100, "Q6_K": 45}
+    with Card() as card:
+        ops = [instruction("QUANTIZE", a=0, n=columns)]
+        for i, (name, n) in enumerate(shapes.items()):
+            blocks = random_rows(rng, name, n, columns)
+            ops.append(instruction("MATMUL", card.put_weight(name, blocks, columns), dst=4096 * (i + 1)))
+            ops += [instruction("SCALE", a=4096, dst=4096, n=n, f0=1.0)] if i == 0 else []
+            y = mapped(card, x, *ops, n_out=n, at=4096 * (i + 1))
+            assert same(y, u280_order.matmul(Weight.of(name, blocks), x)), name
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 11])
 def test_vector_ops_have_the_bits_of_the_specification(rows: int) -> None:
     rng = np.random.default_rng(rows)

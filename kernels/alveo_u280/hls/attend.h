@@ -58,7 +58,7 @@ struct Walk {
     }
     bool old() const { return cell < n_old; }
     uint32_t own() const { return old() ? 0 : cell - n_old; }
-    uint32_t place(const Cells& cells) const { return (cells.place[run] + in_run) % HETRUN_U280_KV_BLOCK; }
+    uint32_t place(const Cells& cells) const { return run == kRuns ? 0 : (cells.place[run] + in_run) % HETRUN_U280_KV_BLOCK; }
     // True where a beat of scales comes before the cell: it is taken.
     template <class Beats>
     bool take_scales(const Cells& cells, Beats& beats) {

@@ -52,11 +52,14 @@ inline void hadamard(const Pair (*from)[kWide / 2], uint32_t n, uint32_t head_di
     }
 }
 
-// Keys and values of a pass, of one layer: by side, row and head the word of scale and minimum (binary16, the scale in the lower half), beats
-// of codes, and the beat of the cache's scales that the word stands in.
+constexpr uint32_t kMaxGroups = kMaxHeads / kChannels;
+
+// Keys and values of a pass, of one layer: the word of scale and minimum (binary16, the scale in the lower half), beats of codes, and the beat
+// of the cache's scales that the word stands in. By side, row, group and the channel that gets the cell, so that kernels are told side by side.
 struct OwnKv {
-    uint32_t word[2][kTokens][kMaxHeads];
-    Beat codes[2][kTokens][kMaxHeads][2], scales[2][kTokens][kMaxHeads];
+    uint32_t word[2][kTokens][kMaxGroups][kChannels];
+    Beat codes[2][kTokens][kMaxGroups][kChannels][2], scales[2][kTokens][kMaxGroups][kChannels];
+    uint32_t stripe[kTokens];  // of each row's cells
 };
 
 constexpr uint32_t kSidesOfPass = 2 * kTokens;  // keys and values of each row
@@ -87,8 +90,10 @@ struct HeadWalk {
 // Sides first to first + n - 1 (2 row + side), in codes: scale = (greatest - least) / 15, minimum = least, rounded to binary16; code =
 // floor(clip((x - minimum) / scale, 0, 15) + 0.5). What is not finite, or overflows binary16, gives NaN.   load(side, i, step): floats.
 template <class Load>
-void round_sides(const Instruction& i, uint32_t first, uint32_t n, RoundedHead rounded[kSidesOfPass][kMaxHeads], OwnKv& own, Load load) {
+void round_sides(const Instruction& i, uint32_t stripes, uint32_t first, uint32_t n, RoundedHead rounded[kSidesOfPass][kMaxHeads], OwnKv& own,
+                 Load load) {
     const uint32_t n_heads = i.n_heads_kv, step = step_of(i.head_dim);
+    const auto number = [&](const HeadWalk& at) { return at.head * stripes + own.stripe[at.side / 2]; };  // group * kChannels + channel
     float least = 0, greatest = 0;
     bool usable = true;
     for (HeadWalk at{first, 0, 0}; at.side < first + n;) {
@@ -115,7 +120,7 @@ void round_sides(const Instruction& i, uint32_t first, uint32_t n, RoundedHead r
         const float scale = half_to_float(scale_half), minimum = half_to_float(minimum_half);
         const bool good = head.usable && finite(scale) && finite(minimum);
         head = {minimum, 0, scale > 0 ? over(1.0f, scale) : 0.0f, good};
-        own.word[at.side % 2][at.side / 2][at.head] =
+        own.word[at.side % 2][at.side / 2][number(at) / kChannels][number(at) % kChannels] =
             good ? static_cast<uint32_t>(scale_half) | static_cast<uint32_t>(minimum_half) << 16 : 0x7e007e00u;
     }
     Beat codes{};
@@ -123,7 +128,7 @@ void round_sides(const Instruction& i, uint32_t first, uint32_t n, RoundedHead r
         HETRUN_FABRIC_PIPELINE(1);
         const Word x = load(at.side, at.head * i.head_dim + at.from, step);
         const RoundedHead& head = rounded[at.side][at.head];
-        Beat* const to = own.codes[at.side % 2][at.side / 2][at.head];
+        Beat* const to = own.codes[at.side % 2][at.side / 2][number(at) / kChannels][number(at) % kChannels];
         const uint32_t in_chunk = at.from % 128, chunk = at.from / 128;
         if (in_chunk == 0) codes = Beat{};
         for (uint32_t k = 0; k < kWide; k += 2) {
@@ -142,20 +147,36 @@ void round_sides(const Instruction& i, uint32_t first, uint32_t n, RoundedHead r
     }
 }
 
-constexpr uint32_t kQueryBeats = query_beats(kMaxHeadDim);
-
 // Queries as the lanes take them, ready to be sent: of each a beat with the factor of its scores (float) and the sum of its codes, then
-// beats of 64 codes. int8 with one scale, largest / 127.
+// beats of 64 codes. int8 with one scale, largest / 127. Each kernel's are apart: those of the heads of its channels, set by set, group by
+// group.
+constexpr uint32_t kKernelQueries = 48;  // of a set: 16 heads of one query, or three of 16 that share a kernel
 struct Queries {
     uint32_t largest[2][kMaxHeads];
     float scale[2][kMaxHeads], inverse[2][kMaxHeads];
-    Beat beats[2 * kMaxHeads * kQueryBeats];
+    Beat beats[kLaneKernels][2 * kKernelQueries * query_beats(kMaxHeadDim)];
+};
+
+// Where a kernel's beats of a KV head begin, of those with n beats each; of heads that it has none of, anywhere.
+struct KernelHeads {
+    uint32_t stripes, groups, n_heads_kv;
+
+    uint32_t first(uint32_t kernel, uint32_t group) const { return (group * kChannels + kernel * kLaneChannels) / stripes; }
+    bool has(uint32_t kernel, uint32_t head) const {
+        const uint32_t from = head * stripes, channel = kernel * kLaneChannels, group = from / kChannels;
+        return channel + kLaneChannels > from - group * kChannels && channel < from - group * kChannels + stripes;
+    }
+    // Of groups there are several only where a channel has one head of each.
+    uint32_t place(uint32_t kernel, uint32_t head) const {
+        const uint32_t group = head * stripes / kChannels;
+        return group * kLaneChannels + head - first(kernel, group);
+    }
 };
 
 // Sets first to first + n - 1: those that sinks meet are the second.   load(set, i, step): floats.
 template <class Load>
-void round_queries(const Instruction& i, uint32_t first, uint32_t n, Queries& queries, Load load) {
-    const uint32_t step = step_of(i.head_dim), n_beats = query_beats(i.head_dim);
+void round_queries(const Instruction& i, const KernelHeads& kernels, uint32_t first, uint32_t n, Queries& queries, Load load) {
+    const uint32_t step = step_of(i.head_dim), n_beats = query_beats(i.head_dim), n_queries = i.n_heads / i.n_heads_kv;
     uint32_t largest = 0;
     for (HeadWalk at{first, 0, 0}; at.side < first + n;) {
         HETRUN_FABRIC_PIPELINE(1);
@@ -178,7 +199,7 @@ void round_queries(const Instruction& i, uint32_t first, uint32_t n, Queries& qu
     }
     int32_t code_sum = 0;
     Beat codes{};
-    uint32_t query = first * i.n_heads * n_beats;  // first beat of the query
+    uint32_t head = 0, q = 0;
     for (HeadWalk at{first, 0, 0}; at.side < first + n;) {
         HETRUN_FABRIC_PIPELINE(1);
         const Word x = load(at.side, at.head * i.head_dim + at.from, step);
@@ -192,12 +213,19 @@ void round_queries(const Instruction& i, uint32_t first, uint32_t n, Queries& qu
             codes.byte[at.from % kCodes + k] = static_cast<uint8_t>(code);
             code_sum += code;
         }
-        queries.beats[query + 1 + at.from / kCodes] = codes;
-        Beat head{};
-        set_float(head, 0, times(i.f0, queries.scale[at.side][at.head]));
-        set_word(head, 1, static_cast<uint32_t>(code_sum));
-        queries.beats[query] = head;
-        query += at.next(i.n_heads, i.head_dim, step) ? n_beats : 0;
+        Beat begin{};
+        set_float(begin, 0, times(i.f0, queries.scale[at.side][at.head]));
+        set_word(begin, 1, static_cast<uint32_t>(code_sum));
+        for (uint32_t k = 0; k < kLaneKernels; ++k) {
+#pragma HLS UNROLL
+            if (!kernels.has(k, head)) continue;
+            const uint32_t to = (at.side * kKernelQueries + kernels.place(k, head) * n_queries + q) * n_beats;
+            queries.beats[k][to + 1 + at.from / kCodes] = codes;
+            queries.beats[k][to] = begin;
+        }
+        if (!at.next(i.n_heads, i.head_dim, step)) continue;
+        head = q + 1 < n_queries ? head : head + 1 == i.n_heads_kv ? 0 : head + 1;
+        q = q + 1 == n_queries ? 0 : q + 1;
     }
 }
 

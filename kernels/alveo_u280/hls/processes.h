@@ -23,7 +23,9 @@ namespace hetrun::u280 {
     }
 #endif
 
-HETRUN_U280_STREAM(BeatStream, Beat, HETRUN_U280_FIFO_BEATS, "BEATS");  // of a reader to its lanes
+HETRUN_U280_STREAM(FifoStream, Beat, HETRUN_U280_FIFO_BEATS, "FIFO");   // of a reader, within the controller
+HETRUN_U280_STREAM(RunStream, uint32_t, 1024, "RUNS");                  // how many of them come next; 0: no more
+HETRUN_U280_STREAM(BeatStream, Beat, 32, "BEATS");                      // of a reader to its lanes
 HETRUN_U280_STREAM(CommandStream, Beat, 32, "COMMANDS");                // to a kernel of lanes
 HETRUN_U280_STREAM(ResultStream, Beat, 32, "RESULTS");                  // of it
 HETRUN_U280_STREAM(OrderStream, Beat, 16, "ORDERS");                    // of fetch, of a reader
@@ -98,13 +100,14 @@ Beat follow(OrderStream& orders, PassOn pass_on, Step step) {
 }
 
 // An instruction goes on before its beats are read: who is behind never waits for this channel's memory.
-inline void reader(const Beat* memory, uint32_t channel, OrderStream& orders, OrderStream& next, BeatStream& beats) {
+inline void reader(const Beat* memory, uint32_t channel, OrderStream& orders, OrderStream& next, RunStream& runs, FifoStream& fifo) {
     uint64_t weight_beats = 0, kv_beats = 0;
     Beat end = follow(orders, [&](const Beat& beat) { next.write(beat); }, [&](const Order& order) {
         route(order, channel, [&](uint32_t from, uint32_t n) {
+            runs.write(n);
             for (uint32_t i = 0; i < n; ++i) {
-#pragma HLS PIPELINE II = 1
-                beats.write(memory[from + i]);
+                HETRUN_FABRIC_PIPELINE(1);
+                fifo.write(memory[from + i]);
             }
             if (order.instruction.op == HETRUN_U280_OP_ATTEND) {
                 kv_beats += n;
@@ -116,6 +119,17 @@ inline void reader(const Beat* memory, uint32_t channel, OrderStream& orders, Or
     set_long(end, kEndWeightBeats, long_of(end, kEndWeightBeats) + weight_beats);
     set_long(end, kEndKvBeats, long_of(end, kEndKvBeats) + kv_beats);
     next.write(end);
+    runs.write(0);
+}
+
+// From the FIFO that a reader fills ahead to its lanes.
+inline void pass_beats(RunStream& runs, FifoStream& fifo, BeatStream& beats) {
+    for (uint32_t n = runs.read(); n != 0; n = runs.read()) {
+        for (uint32_t i = 0; i < n; ++i) {
+            HETRUN_FABRIC_PIPELINE(1);
+            beats.write(fifo.read());
+        }
+    }
 }
 
 // report: its beat of the DDR.
