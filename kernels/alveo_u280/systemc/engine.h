@@ -179,10 +179,14 @@ private:
             lanes_[c]->blocks.write({0, 0, 0, 0, 0, idle, &sent_.back(), &sent_.back(), {}, done_[c].get()});
         }
     }
-    void tell_scores(const Instruction& op, const Unit* keys, const Unit* weights) {
+    static uint32_t channels_of(const Unit* keys, const Unit* weights) {
+        return std::max(keys ? keys->n_channels : 0, weights ? weights->n_channels : 0);
+    }
+    void tell_scores(const Instruction& op, const Unit* of_keys, const Unit* of_weights) {
         const uint32_t beats = key_beats(op), queries = op.n_heads / op.n_heads_kv;
-        const uint32_t n_channels = (keys ? keys : weights)->n_channels;
-        for (uint32_t c = 0; c < n_channels; ++c) {
+        for (uint32_t c = 0; c < channels_of(of_keys, of_weights); ++c) {
+            const Unit* const keys = of_keys && c < of_keys->n_channels ? of_keys : nullptr;
+            const Unit* const weights = of_weights && c < of_weights->n_channels ? of_weights : nullptr;
             uint32_t cell = 0;  // of both
             const auto left = [&](const Unit* unit) { return unit && cell < unit->n_old ? std::min(32u, unit->n_old - cell) : 0u; };
             for (; left(keys) + left(weights) != 0; cell += 32) {
@@ -275,7 +279,7 @@ private:
         work(2 * engine_.channels + round_queries() + loops_.rounding(2 * op.n_heads_kv * pass.rows.size(), op.head_dim, rotates));
         for (const Row& row : pass.rows)
             for (uint32_t head = 0; head < op.n_heads_kv; ++head) come(*done_[(head * apart(op) + cell_of(op, row) % apart(op)) % engine_.channels]);
-        work(n * engine_.channels);
+        work(loops_.scales(pass.rows.size(), n_groups(op), apart(op)));
         const auto first = units_.begin() + static_cast<std::ptrdiff_t>(n_units_);
         const std::vector<Unit> of_pass(first, first + static_cast<std::ptrdiff_t>(n));
         n_units_ += n;
@@ -295,14 +299,14 @@ private:
             }
             if (values) {
                 for (uint32_t c = 0; c < values->n_channels; ++c) come(*done_[c]);
-                work(loops_.exchange(std::max(4u, queries * up(op.head_dim, 16))));
+                work(loops_.sums(queries, op.head_dim, apart(op)));
                 work(loops_.finishing(values->n_heads * queries, op.head_dim, rotates));
             }
             if (command + 1 < n) work(engine_.channels + (of_pass[command + 1].begins_row ? round_queries() : 0));
             if (keys || weights)
-                for (uint32_t c = 0; c < (keys ? keys : weights)->n_channels; ++c) come(*done_[c]);
-            if (weights) work(loops_.exchange(up(queries, 5)) + apart(op) * std::max(8u, weights->n_heads * queries) + engine_.softmax_cycles);
-            if (keys) work(loops_.exchange(1) + engine_.element_cycles);
+                for (uint32_t c = 0; c < channels_of(keys, weights); ++c) come(*done_[c]);
+            if (weights) work(loops_.weights(queries, weights->n_heads, apart(op)));
+            if (keys) work(engine_.channels + engine_.element_cycles);
         }
     }
     uint64_t write_row(const Instruction& op, const Row& row) {
