@@ -272,17 +272,19 @@ void attend_scores(Attention& a, const Command& command, Beats& beats, Results& 
 
 // Of each query ceil(n_columns / 16) beats of 16 sums.   take_more(): takes the rest of the command.
 //
-// Cells are taken in tiles of eight, each of which is a place in a cascade: while a tile's weights are made codes and its values come, the one
-// before is multiplied, 16 sums an iteration.
+// Cells are taken in tiles of eight, which meet in a cascade: while a tile's weights are made codes and its values come, the one before is
+// multiplied, 16 sums an iteration. A value comes 128 codes at once, and eight times 16 of eight are wanted: part p of cell j goes to bank
+// (p + j) % 8, so that part p of all cells is one word of each bank.
 template <class Beats, class Results, class TakeMore>
 void attend_values(Attention& a, const Command& command, Beats& beats, Results& results, TakeMore take_more) {
 #pragma HLS INLINE
     const uint32_t n_queries = command.n_queries, chunks = command.chunks, n_old = a.cells[0].n_old(), count = a.cells[0].count();
     const float* const scores = a.scores[a.half];
     constexpr uint32_t kSteps = kChunk / kCascades;
-    Beat values[2][2][kCascade];                  // by tile, beat of a value and cell
+    ValuePart values[kCascade][2][2][kCascade];  // by bank; tile, beat of a value and cell
     UInt<12> weights[2][kMaxQueries][kCascade];
-#pragma HLS ARRAY_PARTITION variable = values complete
+#pragma HLS ARRAY_PARTITION variable = values complete dim = 1
+#pragma HLS BIND_STORAGE variable = values type = ram_s2p impl = lutram
 #pragma HLS ARRAY_PARTITION variable = weights complete dim = 3
     const uint32_t n_tiles = divided(count, kCascade), n_steps = n_queries * chunks * kSteps;
     uint32_t tile = 0, step = 0;           // of the tile whose values come
@@ -295,7 +297,15 @@ void attend_values(Attention& a, const Command& command, Beats& beats, Results& 
 #pragma HLS DEPENDENCE variable = weights inter false
         if (tile != 0) {
             int32_t out[kCascades];
-            value_sums(values[(tile - 1) % 2][chunk], weights[(tile - 1) % 2][q], s * kCascades, out);
+            ValuePart parts[kCascade];
+            UInt<12> codes[kCascade];
+            for (uint32_t bank = 0; bank < kCascade; ++bank) {
+#pragma HLS UNROLL
+                const uint32_t cell = (bank - s) % kCascade;
+                parts[bank] = values[bank][(tile - 1) % 2][chunk][cell];
+                codes[bank] = weights[(tile - 1) % 2][q][cell];
+            }
+            value_sums(parts, codes, out);
             for (uint32_t k = 0; k < kCascades; ++k) {
 #pragma HLS UNROLL
                 Int<30>& sum = a.sums[q * chunks + chunk][s][k];
@@ -304,7 +314,11 @@ void attend_values(Attention& a, const Command& command, Beats& beats, Results& 
         }
         if (value_cell < kCascade && tile < n_tiles) {
             const uint32_t cell = tile * kCascade + value_cell;
-            values[tile % 2][value_chunk][value_cell] = cell < n_old ? beats.read() : cell < count ? a.own_values[cell - n_old][value_chunk] : Beat{};
+            const Beat beat = cell < n_old ? beats.read() : cell < count ? a.own_values[cell - n_old][value_chunk] : Beat{};
+            for (uint32_t bank = 0; bank < kCascade; ++bank) {
+#pragma HLS UNROLL
+                values[bank][tile % 2][value_chunk][value_cell] = value_part(beat, (bank - value_cell) % kCascade);
+            }
             value_cell += value_chunk + 1 == chunks ? 1 : 0;
             value_chunk = value_chunk + 1 == chunks ? 0 : value_chunk + 1;
         }

@@ -178,13 +178,27 @@ inline int32_t key_dot(const Beat& key, const Int<8>* query) {
     return dot;
 }
 
-// Sums over eight cells of weights times values, for codes first to first + 15 of a beat of each cell: a cascade each.
-inline void value_sums(const Beat values[kCascade], const UInt<12> weights[kCascade], uint32_t first, int32_t out[kCascades]) {
+// 16 codes of a value, of the eight such parts of its beat.
+struct ValuePart {
+    uint8_t byte[kCascades / 2];
+};
+inline ValuePart value_part(const Beat& beat, uint32_t part) {
+#pragma HLS INLINE
+    ValuePart out;
+    for (uint32_t i = 0; i < kCascades / 2; ++i) {
+#pragma HLS UNROLL
+        out.byte[i] = beat.byte[part * (kCascades / 2) + i];
+    }
+    return out;
+}
+
+// Sums over eight cells of weights times values, for the same part of each: a cascade each.
+inline void value_sums(const ValuePart values[kCascade], const UInt<12> weights[kCascade], int32_t out[kCascades]) {
 #pragma HLS INLINE
 #ifdef HETRUN_U280_FAST
     for (uint32_t k = 0; k < kCascades; ++k) out[k] = 0;
     for (uint32_t d = 0; d < kCascade; ++d) {
-        const uint8_t* codes = values[d].byte + first / 2;
+        const uint8_t* codes = values[d].byte;
         const int weight = weights[d];
         for (uint32_t k = 0; k < kCascades; ++k) out[k] += weight * (codes[k / 2] >> 4 * (k % 2) & 15);
     }
@@ -195,9 +209,8 @@ inline void value_sums(const Beat values[kCascade], const UInt<12> weights[kCasc
 #pragma HLS UNROLL
         for (uint32_t d = 0; d < kCascade; ++d) {
 #pragma HLS UNROLL
-            const uint32_t i = first + k;
             a[k * kCascade + d] = static_cast<int>(weights[d]);
-            b[k * kCascade + d] = static_cast<int>(values[d].byte[i / 2] >> 4 * (i % 2) & 15);
+            b[k * kCascade + d] = static_cast<int>(values[d].byte[k / 2] >> 4 * (k % 2) & 15);
         }
     }
     Sum sums[kCascades];
