@@ -45,8 +45,22 @@ public:
         const uint64_t floats = n_heads * head_dim;
         return n_heads * up(head_dim, step(head_dim)) + engine_.element_cycles + (rotates ? hadamard(n_heads, head_dim) + up(floats, engine_.vector_floats) : 0);
     }
-    // So many beats to or from each channel. One at least goes by for each.
+    // So many beats to or from each channel, those of kernels side by side. One at least goes by for each.
     uint64_t exchange(uint64_t beats) const { return engine_.exchange_turns * std::max<uint64_t>(1, beats); }
+    // Of the rows of a pass: two beats of scales from each channel that has a row's cell.   split: channels of a head.
+    uint64_t scales(uint64_t n_rows, uint32_t groups, uint32_t split) const {
+        return n_rows * groups * (engine_.exchange_turns + up(engine_.exchange_turns, split));
+    }
+    // Sums and largest weights of a unit of n_heads KV heads, and what follows of them.
+    uint64_t weights(uint32_t queries, uint32_t n_heads, uint32_t split) const {
+        return exchange(up(queries, 5)) + split * std::max(8u, n_heads * queries) + engine_.softmax_cycles;
+    }
+    // Sums of values, four kernels at a time, each behind the one before it; further where they share a head.
+    uint64_t sums(uint32_t queries, uint32_t head_dim, uint32_t split) const {
+        const bool within = split == 1 || split == 2 || split == 4;
+        const uint64_t beats = up(queries * up(head_dim, 16), 4) * 4, each = std::max<uint64_t>(within ? 8 : 20, beats);
+        return up(engine_.channels, 4 * engine_.exchange_turns) * (engine_.exchange_turns * each + 3 * (within ? 1 : 5));
+    }
 
 private:
     static uint64_t up(uint64_t a, uint64_t b) { return (a + b - 1) / b; }

@@ -224,7 +224,7 @@ private:
         const int64_t scales = forward_scales(heads);
         work(engine_.channels + loops_.rounding(rows_.size() * 2 * op.n_heads_kv, op.head_dim, rotates) +
              loops_.rounding(row_queries, op.head_dim, rotates) + engine_.channels);
-        receive(scales, rows_.size() * engine_.channels * heads.groups());
+        receive(scales, loops_.scales(rows_.size(), heads.groups(), heads.split()));
         for (size_t command = 0; command < units.size() + 2; ++command) {
             const Unit* const keys = command < units.size() ? &units[command] : nullptr;
             const Unit* const weights = command >= 1 && command <= units.size() ? &units[command - 1] : nullptr;
@@ -236,15 +236,15 @@ private:
             const int64_t scored = keys || weights ? score_and_weigh(heads, keys, weights) : 0;
             if (command == 0) write_rows(op.n_heads_kv, heads);
             if (values) {
-                receive(summed, loops_.exchange(std::max(4u, q * ((op.head_dim + 15) / 16))));
+                receive(summed, loops_.sums(q, op.head_dim, heads.split()));
                 work(loops_.finishing(values->n_heads * q, op.head_dim, rotates));
             }
             if (command + 1 < units.size()) {
                 work(engine_.channels);
                 if (units[command + 1].first) work(loops_.rounding(row_queries, op.head_dim, rotates));
             }
-            if (weights) receive(scored, loops_.exchange((q + 4) / 5) + heads.split() * std::max(8u, weights->n_heads * q) + engine_.softmax_cycles);
-            if (keys) receive(scored, loops_.exchange(1) + engine_.element_cycles);
+            if (weights) receive(scored, loops_.weights(q, weights->n_heads, heads.split()));
+            if (keys) receive(scored, engine_.channels + engine_.element_cycles);
         }
     }
 
@@ -259,7 +259,7 @@ private:
         const uint64_t each = beat_cycles(heads), n = (ceil_div(unit.n_cells(), kTile) + 1) * kTile - unit.n_old;
         const uint64_t rest = n * heads.code_beats() * each + n_words_of_keys + kTile * heads.queries() * heads.code_beats();
         const auto cost = [&](uint32_t i, uint32_t j) { return (j - i) * each; };
-        return stream(unit, [&](uint32_t c, int64_t lane) {
+        return stream(unit.n_channels, [&](uint32_t c, int64_t lane) {
             each_block(heads, unit, [&](uint64_t, uint32_t cells) { lane = readers_[c]->take(lane, cells * heads.code_beats(), cost); });
             return lane + cycles(rest);
         });
@@ -267,15 +267,17 @@ private:
     // A key's beat for each query, and beside it a score that becomes a weight; both may have beats of scales before a block.
     int64_t score_and_weigh(const Heads& heads, const Unit* keys, const Unit* weights) {
         const uint64_t each = beat_cycles(heads);
-        const uint32_t n_keys = keys ? keys->n_cells() : 0, n_weights = weights ? weights->n_cells() : 0, chunks = heads.code_beats();
-        const uint32_t old_keys = keys ? keys->n_old : 0, old_weights = weights ? weights->n_old : 0;
+        const uint32_t chunks = heads.code_beats();
         const auto cost = [&](uint32_t scales) {
             return [scales, each](uint32_t i, uint32_t j) {
                 const uint32_t of_scales = std::min(j, scales) - std::min(i, scales);
                 return of_scales + (j - i - of_scales) * each;
             };
         };
-        return stream(keys ? *keys : *weights, [&](uint32_t c, int64_t lane) {
+        return stream(std::max(channels_of(keys), channels_of(weights)), [&](uint32_t c, int64_t lane) {
+            const bool scores = c < channels_of(keys), weighs = c < channels_of(weights);
+            const uint32_t n_keys = scores ? keys->n_cells() : 0, n_weights = weighs ? weights->n_cells() : 0;
+            const uint32_t old_keys = scores ? keys->n_old : 0, old_weights = weighs ? weights->n_old : 0;
             for (uint32_t first = 0; first < std::max(old_keys, old_weights); first += HETRUN_U280_KV_BLOCK) {
                 const uint32_t of_keys = std::min<uint32_t>(HETRUN_U280_KV_BLOCK, old_keys - std::min(old_keys, first));
                 const uint32_t of_weights = std::min<uint32_t>(HETRUN_U280_KV_BLOCK, old_weights - std::min(old_weights, first));
@@ -284,17 +286,18 @@ private:
                 if (of_weights > of_keys) lane += cycles((of_weights - of_keys) * chunks * each);
             }
             const uint32_t own = std::max(n_keys, n_weights) - std::max(old_keys, old_weights);
-            return lane + cycles(own * chunks * each + uint64_t{keys ? 1u : 0u} * heads.queries() + uint64_t{weights ? 1u : 0u} * heads.queries());
+            return lane + cycles(own * chunks * each + (uint64_t{scores} + weighs) * heads.queries());
         });
     }
+    static uint32_t channels_of(const Unit* unit) { return unit ? unit->n_channels : 0; }
     uint64_t beat_cycles(const Heads& heads) const { return heads.queries() * ceil_div(128, engine_.lanes); }
 
     // lane(channel, begin): when a channel is done. Returns when all are.
     template <typename Lane>
-    int64_t stream(const Unit& unit, Lane lane) {
+    int64_t stream(uint32_t n_channels, Lane lane) {
         const int64_t begin = vector_ + cycles(engine_.crossing_cycles);
         int64_t end = 0;
-        for (uint32_t c = 0; c < unit.n_channels; ++c) {
+        for (uint32_t c = 0; c < n_channels; ++c) {
             lane_free_[c] = lane(c, std::max(lane_free_[c], begin));
             end = std::max(end, lane_free_[c]);
         }
