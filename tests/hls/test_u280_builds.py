@@ -70,9 +70,7 @@ def test_streams_of_their_declared_depth_do_not_deadlock(bounded: Path) -> None:
 
 def test_readers_need_no_fifo_to_be_right(bounded: Path) -> None:
     """Depth buys time only: with one beat, and one order, of each stream nothing hangs."""
-    depths = {
-        f"HETRUN_FABRIC_DEPTH_{name}": "1" for name in STREAMS
-    }
+    depths = {f"HETRUN_FABRIC_DEPTH_{name}": "1" for name in STREAMS}
     result = run_with(bounded, "(matmul and 19- and Q4_1) or reaches or refused and ATTEND and hbm", **depths)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 

@@ -27,6 +27,15 @@ inline bool is_nan(float x) { return (float_bits(x) & 0x7fffffffu) > 0x7f800000u
 inline float larger(float a, float b) { return is_nan(a) ? a : is_nan(b) || b > a ? b : a; }
 constexpr uint32_t kMinusInfinity = 0xff800000u;
 
+// Of 0 to 4095 and a little, to nearest even.
+inline uint32_t nearest(float x) {
+#pragma HLS INLINE
+    const uint32_t exponent = float_bits(x) >> 23 & 255, fraction = (float_bits(x) & 0x7fffffu) | 0x800000u;
+    if (exponent < 126) return 0;  // less than a half
+    const uint32_t shift = exponent < 138 ? 150 - exponent : 12, kept = fraction >> shift, rest = fraction & ((1u << shift) - 1), tie = 1u << (shift - 1);
+    return (kept + (rest > tie || (rest == tie && kept % 2 != 0) ? 1 : 0)) & HETRUN_U280_P_CODES;
+}
+
 inline float sum_of_parts(const float* part) {
     return plus(plus(plus(part[0], part[4]), plus(part[2], part[6])), plus(plus(part[1], part[5]), plus(part[3], part[7])));
 }
@@ -324,8 +333,7 @@ void attend_values(Attention& a, const Command& command, Beats& beats, Results& 
         }
         if (code_cell < kCascade && tile < n_tiles) {
             const bool there = tile * kCascade + code_cell < count;
-            // 2^23: the last place of the sum is one.
-            const uint32_t code = float_bits(plus(times(scores[there ? number : 0], a.inverse[code_q]), 8388608.0f)) & 0xfff;
+            const uint32_t code = nearest(times(scores[there ? number : 0], a.inverse[code_q]));
             weights[tile % 2][code_q][code_cell] = there ? code : 0u;
             number += there ? 1 : 0;
             code_cell += code_q + 1 == n_queries ? 1 : 0;

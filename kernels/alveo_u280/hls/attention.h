@@ -30,39 +30,37 @@ void ask_scales(const Order& order, const Cache& cache, Commands* commands) {
         commands[k].write(beat_of(command));
     }
 }
-// Cells of the pass into the cache, an iteration a beat. A beat of scales is what the lanes found, or what an earlier row made of it.
+// The cells of a row into the cache, an iteration a beat. A beat of scales is what the lanes found, or what an earlier row made of it.
 template <class Writes>
-void write_rows(const Order& order, const Cache& cache, OwnKv& own, Writes& writes) {
+void write_row(const Order& order, const Cache& cache, uint32_t row, OwnKv& own, Writes& writes) {
     const Instruction& i = order.instruction;
     const KvLayout& kv = cache.layout;
-    for (uint32_t row = 0; row < order.pass.n_rows; ++row) {
-        const Row& at = order.pass.row[row];
-        const uint32_t position = static_cast<uint32_t>(at.position), place = cache.place(position), stripe = cache.stripe(position);
-        uint32_t from = row;  // the last row before it whose cell shares the beats
-        for (uint32_t before = 0; before < row; ++before) {
-            const uint32_t other = static_cast<uint32_t>(order.pass.row[before].position);
-            if (order.pass.row[before].slot == at.slot && cache.stripe(other) == stripe && cache.place(other) / kFloats == place / kFloats) from = before;
+    const Row& at = order.pass.row[row];
+    const uint32_t position = static_cast<uint32_t>(at.position), place = cache.place(position), stripe = cache.stripe(position);
+    uint32_t from = row;  // the last row before it whose cell shares the beats
+    for (uint32_t before = 0; before < row; ++before) {
+        const uint32_t other = static_cast<uint32_t>(order.pass.row[before].position);
+        if (order.pass.row[before].slot == at.slot && cache.stripe(other) == stripe && cache.place(other) / kFloats == place / kFloats) from = before;
+    }
+    uint32_t head = 0, w = 0;
+    while (head < i.n_heads_kv) {
+        HETRUN_FABRIC_PIPELINE(1);
+        const uint32_t number = head * kv.stripes + stripe, side = w % 2, chunk = w / 2 - 1;
+        const uint32_t group = number / kChannels, channel = number % kChannels;
+        const uint32_t region = i.hbm + kv.region(static_cast<uint32_t>(at.slot), group), half = place % HETRUN_U280_KV_BLOCK / kFloats;
+        Beat beat;
+        if (w < 2) {
+            beat = own.scales[side][from][group][channel];
+            set_word(beat, place % HETRUN_U280_KV_BLOCK % kFloats, own.word[side][row][group][channel]);
+            own.scales[side][row][group][channel] = beat;
+        } else {
+            beat = own.codes[side][row][group][channel][chunk];
         }
-        uint32_t head = 0, w = 0;
-        while (head < i.n_heads_kv) {
-            HETRUN_FABRIC_PIPELINE(1);
-            const uint32_t number = head * kv.stripes + stripe, side = w % 2, chunk = w / 2 - 1;
-            const uint32_t group = number / kChannels, channel = number % kChannels;
-            const uint32_t region = i.hbm + kv.region(static_cast<uint32_t>(at.slot), group), half = place % HETRUN_U280_KV_BLOCK / kFloats;
-            Beat beat;
-            if (w < 2) {
-                beat = own.scales[side][from][group][channel];
-                set_word(beat, place % HETRUN_U280_KV_BLOCK % kFloats, own.word[side][row][group][channel]);
-                own.scales[side][row][group][channel] = beat;
-            } else {
-                beat = own.codes[side][row][group][channel][chunk];
-            }
-            const uint32_t to = w < 2 ? (side == 0 ? kv.key_scales(place) : kv.value_scales(place)) + half : (side == 0 ? kv.key(place) : kv.value(place)) + chunk;
-            writes.write({channel, region + to, beat});
-            if (++w < 2 + 2 * kv.chunks) continue;
-            w = 0;
-            ++head;
-        }
+        const uint32_t to = w < 2 ? (side == 0 ? kv.key_scales(place) : kv.value_scales(place)) + half : (side == 0 ? kv.key(place) : kv.value(place)) + chunk;
+        writes.write({channel, region + to, beat});
+        if (++w < 2 + 2 * kv.chunks) continue;
+        w = 0;
+        ++head;
     }
 }
 
@@ -115,15 +113,15 @@ inline void prepare_queries(const Instruction& i, const Cache& cache, const Memo
     }
 }
 
-inline void round_rows(const Order& order, const Cache& cache, const MemoryRow* memory, Attending& state) {
+inline void round_row(const Order& order, const Cache& cache, uint32_t row, const MemoryRow& memory, Attending& state) {
     const Instruction& i = order.instruction;
-    for (uint32_t row = 0; row < order.pass.n_rows; ++row) state.own.stripe[row] = cache.stripe(static_cast<uint32_t>(order.pass.row[row].position));
+    state.own.stripe[row] = cache.stripe(static_cast<uint32_t>(order.pass.row[row].position));
     const bool rotates = (i.flags & HETRUN_U280_FLAG_HADAMARD) != 0;
-    const uint32_t n_sides = 2 * order.pass.n_rows, at_once = rotates ? 1 : n_sides;
-    for (uint32_t side = 0; side < n_sides; side += at_once) {
-        if (rotates) hadamard(memory[side / 2] + (side % 2 == 0 ? i.b : i.c) / kWide, i.n_heads_kv * i.head_dim, i.head_dim, state.heads);
-        round_sides(i, cache.layout.stripes, side, at_once, state.rounded, state.own, [&](uint32_t of, uint32_t first, uint32_t step) {
-            return rotates ? load_step(state.heads, first, step) : load_step(memory[of / 2], (of % 2 == 0 ? i.b : i.c) + first, step);
+    const uint32_t at_once = rotates ? 1 : 2;
+    for (uint32_t side = 0; side < 2; side += at_once) {
+        if (rotates) hadamard(memory + (side == 0 ? i.b : i.c) / kWide, i.n_heads_kv * i.head_dim, i.head_dim, state.heads);
+        round_sides(i, cache.layout.stripes, 2 * row + side, at_once, state.rounded, state.own, [&](uint32_t of, uint32_t first, uint32_t step) {
+            return rotates ? load_step(state.heads, first, step) : load_step(memory, (of % 2 == 0 ? i.b : i.c) + first, step);
         });
     }
 }
@@ -168,7 +166,7 @@ inline void finish_unit(const Instruction& i, const Unit& unit, Attending& state
     }
 }
 
-// All keys and values of the pass first, then its queries, row by row.
+// Row by row: keys and values, which later rows see, and queries. But for the first row's all of it is done while the lanes work.
 template <class Commands, class Results, class Writes>
 void attend(const Order& order, MemoryRow* memory, Attending& state, Commands* commands, Results* results, Writes& writes) {
     const Instruction& i = order.instruction;
@@ -178,7 +176,7 @@ void attend(const Order& order, MemoryRow* memory, Attending& state, Commands* c
     const KernelHeads kernels{cache.layout.stripes, groups, i.n_heads_kv};
     OwnKv& own = state.own;
     ask_scales(order, cache, commands);
-    round_rows(order, cache, memory, state);
+    round_row(order, cache, 0, memory[0], state);
     prepare_queries(i, cache, memory[0], state);
     see(order, cache, 0, state.units[0]);
     take_scales(order, cache, own, results);
@@ -219,14 +217,19 @@ void attend(const Order& order, MemoryRow* memory, Attending& state, Commands* c
                 });
         }
         // While the lanes work.
-        if (number == 0) write_rows(order, cache, own, writes);
+        if (number == 0) write_row(order, cache, 0, own, writes);
         if (values) {
             take_sums(i, cache, first, state, results);
             finish_unit(i, first, state, memory[first.row]);
         }
         if (number + 1 < n_units) {
             see(order, cache, number + 1, state.units[(number + 1) % 3]);
-            if ((number + 1) % groups == 0) prepare_queries(i, cache, memory[(number + 1) / groups], state);
+            const uint32_t row = (number + 1) / groups;
+            if ((number + 1) % groups == 0) {
+                round_row(order, cache, row, memory[row], state);
+                prepare_queries(i, cache, memory[row], state);
+                write_row(order, cache, row, own, writes);
+            }
         }
         if (weights) take_weights(i, cache, second, state, results);
         if (keys) take_largest(i, third, state, results);

@@ -95,7 +95,9 @@ def _of_attention(op: Attention) -> str | None:
         return f"{queries} queries of a KV head of {op.kv.head_dim}; the engine takes {most['QUERIES']} of up to 128"
     cells = -(-op.kv.n_cells // max(1, definition().numbers["CHANNELS"] // op.kv.n_heads_kv))
     if cells * queries > most["SCORES"]:
-        return f"{cells} cells of a KV head in a channel, {queries} queries each; the engine keeps {most['SCORES']} scores"
+        return (
+            f"{cells} cells of a KV head in a channel, {queries} queries each; the engine keeps {most['SCORES']} scores"
+        )
     return None
 
 
