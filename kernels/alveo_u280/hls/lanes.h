@@ -81,11 +81,12 @@ constexpr uint32_t kSides = 3;
 
 // The sums of the blocks of rows of one channel that are under way.
 struct Sums {
-    Accumulator sum[2][kTokens][4];              // of a block whose beats come, and of the one before it, whose results go
+    Accumulator sum[kTokens][4];                 // of the block whose beats come
+    Accumulator done[2][kTokens][4];             // of whole blocks, whose results are to go
     Int<29> held[kSides][kTokens][kBeatScales];  // dots by beat of their group, row and part, until their scales are there
 };
 
-// Dots of a beat with tokens t and, if there are two, t + 1.   number: of the beat in its block; side: of the sums, or of what is held.
+// Dots of a beat with tokens t and, if there are two, t + 1.   number: of the beat in its block; side: of what is held.
 inline void add_values(uint32_t format, const Lanes& lanes, const Values& values, uint32_t number, uint32_t side, uint32_t t, bool two, Sums& sums) {
 #pragma HLS INLINE
     const Format f = kFormats[format];
@@ -102,7 +103,7 @@ inline void add_values(uint32_t format, const Lanes& lanes, const Values& values
             const Int<29> high = parts == 1 ? Int<29>(0) : Int<29>(Int<29>(dots[h][r * parts + 1]) * (1 << e1));
             if (f.scales == 0) {
                 const Int<15> scale = static_cast<int16_t>(short_of(values.beat, 8 * r + 7) & 0x3fff);
-                sums.sum[side][t + h][r] += Accumulator(low + high) * scale;
+                sums.sum[t + h][r] += Accumulator(low + high) * scale;
             } else if (of_row == 2) {
                 sums.held[side][t + h][at + 2 * r] = low;
                 sums.held[side][t + h][at + 2 * r + 1] = high;
@@ -113,9 +114,8 @@ inline void add_values(uint32_t format, const Lanes& lanes, const Values& values
     }
 }
 
-// What was held of beat `number` meets its scales.   which: of the sums.
-inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, uint32_t number, uint32_t side, uint32_t which, uint32_t t, bool two,
-                       Sums& sums) {
+// What was held of beat `number` meets its scales.
+inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, uint32_t number, uint32_t side, uint32_t t, bool two, Sums& sums) {
 #pragma HLS INLINE
     const Format f = kFormats[format];
     if (f.scales == 0) return;
@@ -133,8 +133,21 @@ inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, 
                 scale = static_cast<int16_t>(bits & 0x3fff);
                 value -= static_cast<int>(bits >> 14) * (lanes.sums[t + h][2 * number] + lanes.sums[t + h][2 * number + 1]);
             }
-            sums.sum[which][t + h][r] += Accumulator(value) * scale;
-            if (f.minima) sums.sum[which][t + h][r] += Accumulator(lanes.sums[t + h][number]) * short_of(with.minima, first + i);
+            sums.sum[t + h][r] += Accumulator(value) * scale;
+            if (f.minima) sums.sum[t + h][r] += Accumulator(lanes.sums[t + h][number]) * short_of(with.minima, first + i);
+        }
+    }
+}
+
+// The block's sums of tokens t and, if there are two, t + 1 are whole: so the adders have one set of sums to choose from.
+inline void end_sums(uint32_t side, uint32_t t, bool two, Sums& sums) {
+#pragma HLS INLINE
+    for (uint32_t h = 0; h < (two ? 2u : 1u); ++h) {
+#pragma HLS UNROLL
+        for (uint32_t r = 0; r < 4; ++r) {
+#pragma HLS UNROLL
+            sums.done[side][t + h][r] = sums.sum[t + h][r];
+            sums.sum[t + h][r] = 0;
         }
     }
 }
@@ -169,13 +182,14 @@ void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats
     Sums sums;
 #pragma HLS ARRAY_PARTITION variable = groups complete
 #pragma HLS ARRAY_PARTITION variable = sums.sum complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = sums.done cyclic factor = 2 dim = 2
+#pragma HLS ARRAY_PARTITION variable = sums.done complete dim = 3
+#pragma HLS BIND_STORAGE variable = sums.done type = ram_s2p impl = lutram
 #pragma HLS ARRAY_PARTITION variable = sums.held cyclic factor = 2 dim = 2
 #pragma HLS ARRAY_PARTITION variable = sums.held cyclic factor = 4 dim = 3
 #pragma HLS BIND_STORAGE variable = sums.held type = ram_s2p impl = lutram
-    for (auto& of_block : sums.sum) {
-        for (auto& of_token : of_block) {
-            for (Accumulator& sum : of_token) sum = 0;
-        }
+    for (auto& of_token : sums.sum) {
+        for (Accumulator& sum : of_token) sum = 0;
     }
     Beat row_scales[2], out{};
     // Beats: of block b, the group from beat `from` on, its beat i and token t; on which side its dots are held.
@@ -189,9 +203,8 @@ void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats
         HETRUN_FABRIC_PIPELINE(1);
         if (given < summed) {
             const uint32_t at = given % group_blocks(f) * f.rows + given_r;
-            Accumulator& sum = sums.sum[given % 2][given_t][given_r];
+            const Accumulator sum = sums.done[given % 2][given_t][given_r];
             set_float(out, given_r, result_of(sum, float_of(row_scales[given / group_blocks(f) % 2], at), lanes.scales[given_t]));
-            sum = 0;
             if (++given_r == f.rows) {
                 results.write(out);
                 given_r = 0;
@@ -202,7 +215,8 @@ void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats
         const Group& group = groups[scaled_side];
         if (waiting != 0 && (group.from + scaled_i + scaled_t != 0 || summed < given + 2)) {
             const bool two = step == 2 && scaled_t + 1 < n_tokens;
-            add_scaled(format, lanes, with[scaled_side], group.from + scaled_i, scaled_side, summed % 2, scaled_t, two, sums);
+            add_scaled(format, lanes, with[scaled_side], group.from + scaled_i, scaled_side, scaled_t, two, sums);
+            if (group.last && scaled_i + 1 == group.n) end_sums(summed % 2, scaled_t, two, sums);
             scaled_t += step;
             if (scaled_t >= n_tokens) {
                 scaled_t = 0;
@@ -232,7 +246,8 @@ void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats
                 if (i + t == 0 && (f.scales == 0 ? b >= given + 2 : waiting == kSides)) break;  // no place for sums, or dots
                 const bool two = step == 2 && t + 1 < n_tokens;
                 if (t == 0) take_values(format, beats.read(), values);
-                add_values(format, lanes, values, from + i, f.scales == 0 ? b % 2 : side, t, two, sums);
+                add_values(format, lanes, values, from + i, side, t, two, sums);
+                if (f.scales == 0 && from + i + 1 == n_values) end_sums(b % 2, t, two, sums);
                 t += step;
                 if (t < n_tokens) break;
                 t = 0;
