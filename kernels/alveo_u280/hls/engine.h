@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #define HETRUN_U280_VERSION 1          // of this file; the engine checks it against the launch's argument
-#define HETRUN_U280_CLOCK_HZ 270000000 // of the fabric
+#define HETRUN_U280_CLOCK_HZ 266000000 // of the fabric
 #define HETRUN_U280_CHANNELS 32        // HBM pseudo-channels with a reader and lanes
 #define HETRUN_U280_CHANNEL_BYTES 268435456  // of a pseudo-channel
 #define HETRUN_U280_DDR_BYTES 17179869184  // of DDR[0]
