@@ -7,8 +7,8 @@
 //   Values   codes of w: nearest even of w * inverse, 0 to 4095; back: sum of codes_w * codes_v, integers
 //
 // A command has the values of a unit, and after them the weights of the next beside the keys of the one behind that: lanes have enough to do
-// while vector takes sums and maxima. Of the first and the last commands some parts are missing. All words of a command are taken before any result is given, since
-// vector sends all of it before it reads.
+// while vector takes sums and maxima. Of the first and the last commands some parts are missing. All words of a command are taken before any
+// result is given, since vector sends all of it before it reads.
 //
 // Cells are taken in the order of their positions. A float sum of a channel is eight, of cells 0, 8, ..., of 1, 9, ... and so on, added
 // as ((0+4)+(2+6)) + ((1+5)+(3+7)). A largest that meets NaN stays NaN.
@@ -32,7 +32,8 @@ inline uint32_t nearest(float x) {
 #pragma HLS INLINE
     const uint32_t exponent = float_bits(x) >> 23 & 255, fraction = (float_bits(x) & 0x7fffffu) | 0x800000u;
     if (exponent < 126) return 0;  // less than a half
-    const uint32_t shift = exponent < 138 ? 150 - exponent : 12, kept = fraction >> shift, rest = fraction & ((1u << shift) - 1), tie = 1u << (shift - 1);
+    const uint32_t shift = exponent < 138 ? 150 - exponent : 12, kept = fraction >> shift;
+    const uint32_t rest = fraction & ((1u << shift) - 1), tie = 1u << (shift - 1);
     return (kept + (rest > tie || (rest == tie && kept % 2 != 0) ? 1 : 0)) & HETRUN_U280_P_CODES;
 }
 

@@ -23,7 +23,8 @@ void ask_scales(const Order& order, const Cache& cache, Commands* commands) {
             uint32_t n = 0;
             for (uint32_t row = 0; row < kTokens; ++row) {
 #pragma HLS UNROLL
-                for (uint32_t group = 0; group < cache.layout.groups && row < order.pass.n_rows; ++group) n += cache.owns(order.pass.row[row], k * kLaneChannels + c, group) ? 2 : 0;
+                for (uint32_t group = 0; group < cache.layout.groups && row < order.pass.n_rows; ++group)
+                    n += cache.owns(order.pass.row[row], k * kLaneChannels + c, group) ? 2 : 0;
             }
             command.n_forward[c] = n;
         }
@@ -56,7 +57,8 @@ void write_row(const Order& order, const Cache& cache, uint32_t row, OwnKv& own,
         } else {
             beat = own.codes[side][row][group][channel][chunk];
         }
-        const uint32_t to = w < 2 ? (side == 0 ? kv.key_scales(place) : kv.value_scales(place)) + half : (side == 0 ? kv.key(place) : kv.value(place)) + chunk;
+        const uint32_t scales = side == 0 ? kv.key_scales(place) : kv.value_scales(place), codes = side == 0 ? kv.key(place) : kv.value(place);
+        const uint32_t to = w < 2 ? scales + half : codes + chunk;
         writes.write({channel, region + to, beat});
         if (++w < 2 + 2 * kv.chunks) continue;
         w = 0;
@@ -77,7 +79,8 @@ inline void see(const Order& order, const Cache& cache, uint32_t number, Unit& u
         unit.stripe[channel] = cache.stripe_of(channel, unit.group);
         uint32_t own = 0;
         for (uint32_t r = 0; r <= unit.row; ++r) {
-            const bool seen = own_visible(cache, order.pass, unit.row, r) && cache.stripe(static_cast<uint32_t>(order.pass.row[r].position)) == unit.stripe[channel];
+            const uint32_t stripe = cache.stripe(static_cast<uint32_t>(order.pass.row[r].position));
+            const bool seen = own_visible(cache, order.pass, unit.row, r) && stripe == unit.stripe[channel];
             own |= (seen && unit.head[channel] < cache.n_heads_kv ? 1u : 0u) << r;
         }
         unit.own[channel] = own;
@@ -171,7 +174,8 @@ template <class Commands, class Results, class Writes>
 void attend(const Order& order, MemoryRow* memory, Attending& state, Commands* commands, Results* results, Writes& writes) {
     const Instruction& i = order.instruction;
     const Cache cache(i);
-    const uint32_t groups = cache.layout.groups, chunks = cache.layout.chunks, n_queries = i.n_heads / i.n_heads_kv, n_units = order.pass.n_rows * groups;
+    const uint32_t groups = cache.layout.groups, chunks = cache.layout.chunks, n_queries = i.n_heads / i.n_heads_kv;
+    const uint32_t n_units = order.pass.n_rows * groups;
     const uint32_t n_set_beats = n_queries * query_beats(i.head_dim);
     const KernelHeads kernels{cache.layout.stripes, groups, i.n_heads_kv};
     OwnKv& own = state.own;
@@ -193,12 +197,14 @@ void attend(const Order& order, MemoryRow* memory, Attending& state, Commands* c
         send_all(commands, beat_of(command));
         if (values) {
             send_part(
-                first, 0, 1, chunks, commands, [&](uint32_t k, uint32_t channel, uint32_t) { return beat_of(state.inverse[k][first.head[channel] - first.first_head]); },
+                first, 0, 1, chunks, commands,
+                [&](uint32_t k, uint32_t channel, uint32_t) { return beat_of(state.inverse[k][first.head[channel] - first.first_head]); },
                 [&](uint32_t channel, uint32_t row, uint32_t k) { return own.codes[1][row][first.group][channel][k]; });
         }
         if (weights) {
             send_part(
-                second, 0, 1, 1, commands, [&](uint32_t k, uint32_t channel, uint32_t) { return beat_of(state.largest[k][second.head[channel] - second.first_head]); },
+                second, 0, 1, 1, commands,
+                [&](uint32_t k, uint32_t channel, uint32_t) { return beat_of(state.largest[k][second.head[channel] - second.first_head]); },
                 [&](uint32_t channel, uint32_t row, uint32_t) { return word_beat(own.word[1][row][second.group][channel]); });
         }
         if (keys) {

@@ -116,7 +116,8 @@ void round_sides(const Instruction& i, uint32_t stripes, uint32_t first, uint32_
     for (HeadWalk at{first, 0, 0}; at.side < first + n; at.next(n_heads, 1, 1)) {
         HETRUN_FABRIC_PIPELINE(1);
         RoundedHead& head = rounded[at.side][at.head];
-        const uint16_t scale_half = float_to_half(over(plus(head.greatest, -head.least), 15.0f)), minimum_half = float_to_half(plus(head.least, 0.0f));
+        const uint16_t scale_half = float_to_half(over(plus(head.greatest, -head.least), 15.0f));
+        const uint16_t minimum_half = float_to_half(plus(head.least, 0.0f));  // never the zero below zero
         const float scale = half_to_float(scale_half), minimum = half_to_float(minimum_half);
         const bool good = head.usable && finite(scale) && finite(minimum);
         head = {minimum, 0, scale > 0 ? over(1.0f, scale) : 0.0f, good};

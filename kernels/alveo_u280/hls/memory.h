@@ -102,7 +102,8 @@ inline void read_floats(const Beat* ddr, uint64_t first, uint32_t n, Pair (*out)
 template <class Floats>
 void write_floats(Beat* ddr, uint64_t first, uint32_t n, Floats x) {
     if (n == 0) return;
-    const uint32_t at = static_cast<uint32_t>(first % kFloats), end = static_cast<uint32_t>((first + n) % kFloats), n_beats = divided(at + n, kFloats);
+    const uint32_t at = static_cast<uint32_t>(first % kFloats), end = static_cast<uint32_t>((first + n) % kFloats);
+    const uint32_t n_beats = divided(at + n, kFloats);
     const uint64_t from = first / kFloats;
     Beat begun{}, ended{};
     if (at != 0) begun = ddr[from];

@@ -1,8 +1,8 @@
 // The loops of the controller's processes, and the streams between them.
 //
 // What fetch sends passes through all readers on its way to vector, so that no wire fans out: of each pass a beat with the number of its
-// rows, the first of them and whether another pass follows, and two beats of rows; then the two beats of each instruction, to END. A pass of no rows ends the launch:
-// behind its number stands what the Report says, to which each reader has added its beats.
+// rows, the first of them and whether another pass follows, and two beats of rows; then the two beats of each instruction, to END. A pass of
+// no rows ends the launch: behind its number stands what the Report says, to which each reader has added its beats.
 #pragma once
 
 #include "attend.h"
