@@ -2,7 +2,8 @@
 
     python benchmarks/placement.py [--write] [--no-run] [--json]
 
-Predicted: SmolLM2, TinyLlama and Llama 2 7B over the shipped systems, by their profiles; nothing of it is measured.
+Predicted: SmolLM2, TinyLlama and Llama 2 7B over the shipped systems, by their profiles and by the driver of the U280
+engine; nothing of it is measured.
 Run: SmolLM2 on the cpu device and on mixes with the reference, predicted beside measured. Where `hetrun calibrate` has
 measured the devices, predictions come from that, and the table's basis says so.
 Examples: each console block of the page is run again, and its output replaced. A minute, most of it the runs.
@@ -29,7 +30,7 @@ from pathlib import Path
 from predicted import nearest, time_runs
 
 import hetrun
-from hetrun.api import choose_devices, graph_of
+from hetrun.api import choose_devices, graph_on
 from hetrun.calibration.table import Speeds
 from hetrun.config import load_system
 from hetrun.errors import HetrunError
@@ -49,6 +50,8 @@ from hetrun_cpu.host import processor_name
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "placement.md"
 BEGIN, END = "<!-- {}: written by benchmarks/placement.py -->", "<!-- end of {} -->"
 SHAPES = ("smollm2-135m", "tinyllama", "tinyllama-382mb", "llama2-7b")
+# Types that one device alone reads, on its system.
+SPECIAL = (("llama2-7b-w2s24", "workstation-u280"),)
 CONTEXT, PROMPT, ANSWER = 512, 128, 128
 
 MODEL = "smollm2-135m"
@@ -111,8 +114,8 @@ def kinds(plan: Plan) -> list[str]:
 
 def planned(shape: str, system: str, registry: Registry) -> Planned:
     header = load_shape(shape)
-    graph = graph_of(header, GraphOptions(n_ctx=CONTEXT), registry)
     devices = choose_devices(registry, None, system=load_system(system), to_run=False)
+    graph = graph_on(devices, header, GraphOptions(n_ctx=CONTEXT), registry)
     best = min((t for d in devices if (t := alone(graph, d))), key=answer_s, default=None)
     try:
         plan = make_plan(graph, devices, Request(PROMPT, ANSWER))
@@ -124,7 +127,7 @@ def planned(shape: str, system: str, registry: Registry) -> Planned:
 def smaller(header: Shape, devices: Sequence[FoundDevice], registry: Registry) -> str:
     """The first smaller quantisation that the devices hold, and its times."""
     for quant in ("Q4_K", "Q3_K", "Q2_K"):
-        graph = graph_of(header.quantised(quant), GraphOptions(n_ctx=CONTEXT), registry)
+        graph = graph_on(devices, header.quantised(quant), GraphOptions(n_ctx=CONTEXT), registry)
         with suppress(HetrunError):
             times = Times.of(make_plan(graph, devices, Request(PROMPT, ANSWER)))
             return f"With every matrix in {quant} it fits: {seconds(times.prefill_s)}, {seconds(times.decode_s)}"
@@ -235,8 +238,9 @@ def predictions(rows: Sequence[Planned]) -> str:
         if lines
     )
     return (
-        f"Prompt of {PROMPT} tokens, answer of {ANSWER}, context of {CONTEXT}. Predicted from the profiles, not"
-        f" measured;\ngain is the time of the whole answer on the best device alone, over the plan's.\n\n"
+        f"Prompt of {PROMPT} tokens, answer of {ANSWER}, context of {CONTEXT}. Predicted from the profiles and"
+        f" the U280 engine's\ncycle model, not measured; gain is the time of the whole answer on the best device alone,"
+        f" over the plan's.\n\n"
         f"{table(headers, [cells(r) for r in rows])}{notes}"
     )
 
@@ -304,7 +308,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
     args = parser.parse_args()
     registry = Registry.load()
-    rows = [planned(shape, system, registry) for shape in SHAPES for system in shipped("systems")]
+    pairs = [*((shape, system) for shape in SHAPES for system in shipped("systems")), *SPECIAL]
+    rows = [planned(shape, system, registry) for shape, system in pairs]
     runs = [] if args.no_run else all_ran()
     if args.json:
         print(json.dumps({"predicted": [asdict(r) for r in rows], "ran": [asdict(r) for r in runs]}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import click
 
@@ -37,29 +38,20 @@ def command(
     prompt_tokens: int,
     gen_tokens: int,
     repetitions: int,
-    n_ctx: int | None,
-    devices: tuple[str, ...],
-    system: str | None,
-    threads: int | None,
-    pins: tuple[str, ...],
-    plan_file: str | None,
-    kv_type: str | None,
-    attention: options.Attention,
-    extension: options.RopeExtension | None,
+    choice: options.Choice,
 ) -> None:
     """Measures prefill (pp: a prompt in one go) and decode (tg: one token a step) on random tokens.
 
     Prints the median of the repetitions with the slowest and the fastest; one more run before them warms up.
     """
-    from hetrun.cli.loading import Choice, load_model
+    from hetrun.cli.loading import load_model
     from hetrun.run.bench import bench_decode, bench_prefill
 
     if prompt_tokens == gen_tokens == 0:
         raise UsageError("nothing to measure", remedy="give --prompt-tokens or --gen-tokens more than 0")
-    n_ctx = n_ctx or max(prompt_tokens, gen_tokens + 1)
+    choice = replace(choice, n_ctx=choice.n_ctx or max(prompt_tokens, gen_tokens + 1))
     tests = [(bench_prefill, prompt_tokens), (bench_decode, gen_tokens)]
     records = []
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
     with load_model(model, choice, stand_ins=False) as loaded:
         for bench, n in tests:
             if n:
@@ -69,7 +61,7 @@ def command(
                     {
                         "model": loaded.path.stem,
                         "device": "+".join(loaded.plan.used_devices),
-                        "threads": threads,
+                        "threads": choice.threads,
                         "test": result.test,
                         "n": result.n,
                         "repetitions": repetitions,

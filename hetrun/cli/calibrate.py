@@ -77,9 +77,9 @@ def command(
 def _devices(
     devices: tuple[str, ...], system: str | None, threads: int | None, registry: Any, to_run: bool
 ) -> list[FoundDevice]:
-    from hetrun.cli.loading import Choice, planned_devices
+    from hetrun.cli.loading import planned_devices
 
-    choice = Choice(devices=devices, system=system, threads=threads)
+    choice = options.Choice(devices=devices, system=system, threads=threads)
     return planned_devices(choice, registry, calibrated=False, to_run=to_run)
 
 

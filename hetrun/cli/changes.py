@@ -9,8 +9,9 @@ from functools import partial
 from typing import Literal
 
 from hetrun import api
-from hetrun.cli.loading import Choice, graph_options, planned_devices, system_of
+from hetrun.cli.loading import graph_options, planned_devices, system_of
 from hetrun.cli.mixes import mixes
+from hetrun.cli.options import Choice
 from hetrun.config import load_system
 from hetrun.errors import HetrunError
 from hetrun.graph.graph import Graph
@@ -58,7 +59,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Search:
-    """What is asked for now.   is_file: whether the header is a file's, whose types cannot be chosen by an option."""
+    """What is asked for now.   is_file: whether the header is a file's, whose types cannot be chosen by an option.
+
+    kv_type: how keys and values are to be kept on other devices; None leaves it to them.
+    """
 
     header: Shape
     choice: Choice
@@ -66,6 +70,7 @@ class Search:
     rules: Sequence[Rule]
     registry: Registry
     is_file: bool
+    kv_type: str | None
 
     def outcomes(self) -> list[Outcome]:
         """Changes after which a plan keeps to memory and to the target, the best of each kind, planned one by one."""
@@ -178,8 +183,11 @@ class Search:
         """None where the change does not help, or cannot be."""
         try:
             devices = change.devices()
-            graph = self._graph(change.header, change.options)
-            rules = self.rules if change.kind not in ("devices", "both") else ()
+            if change.kind in ("devices", "both"):
+                graph = api.graph_on(devices, change.header, change.options, self.registry, self.kv_type)
+                rules: Sequence[Rule] = ()
+            else:
+                graph, rules = self._graph(change.header, change.options), self.rules
             task = Task.of(graph, devices, self.request, rules)
             found = task.fit()
         except HetrunError:

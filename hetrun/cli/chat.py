@@ -64,15 +64,7 @@ def command(
     stops: tuple[str, ...],
     json_schema: str | None,
     grammar: str | None,
-    n_ctx: int | None,
-    devices: tuple[str, ...],
-    system: str | None,
-    threads: int | None,
-    pins: tuple[str, ...],
-    plan_file: str | None,
-    kv_type: str | None,
-    attention: options.Attention,
-    extension: options.RopeExtension | None,
+    choice: options.Choice,
     **sampling: Any,
 ) -> int:
     """Talks with a model, in the words of its own chat template. What was said before is not run again.
@@ -81,7 +73,7 @@ def command(
     end of a line goes on in the next. Ctrl-C stops an answer. Where stdin is no terminal, each line of it is a turn.
     With --json every answer is an object in a line of its own.
     """
-    from hetrun.cli.loading import Choice, load_model
+    from hetrun.cli.loading import load_model
     from hetrun.run.generate import StopFilter
     from hetrun.run.sample import Sampling
 
@@ -89,9 +81,7 @@ def command(
     StopFilter(stops)
     settings = {"max_tokens": max_tokens, "stop": stops, "grammar": read_grammar(json_schema, grammar), **sampling}
     functions = read_tools(tools) if tools is not None else None
-    with load_model(
-        model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
-    ) as loaded:
+    with load_model(model, choice) as loaded:
         # A file without a template is refused before the first turn.
         hello = [{"role": "user", "content": "hello"}]
         plain = loaded.chat_template.render(hello)

@@ -50,12 +50,12 @@ def command(devices: tuple[str, ...], system: str | None, threads: int | None, c
 
     Exit code 7 if a device computes wrongly or fails while it does.
     """
-    from hetrun.cli.loading import Choice, planned_devices
+    from hetrun.cli.loading import planned_devices
     from hetrun.plugins import Registry
 
     registry = Registry.load()
     if devices or system:
-        found = planned_devices(Choice(devices=devices, system=system, threads=threads), registry)
+        found = planned_devices(options.Choice(devices=devices, system=system, threads=threads), registry)
     else:
         found = registry.devices(None, {} if threads is None else {"threads": threads})
     reports = [_report(device, check) for device in found]

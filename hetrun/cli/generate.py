@@ -49,16 +49,8 @@ def command(
     stops: tuple[str, ...],
     json_schema: str | None,
     grammar: str | None,
-    n_ctx: int | None,
     parse_special: bool,
-    devices: tuple[str, ...],
-    system: str | None,
-    threads: int | None,
-    pins: tuple[str, ...],
-    plan_file: str | None,
-    kv_type: str | None,
-    attention: options.Attention,
-    extension: options.RopeExtension | None,
+    choice: options.Choice,
     profile: bool,
     live: bool,
     trace: str | None,
@@ -69,7 +61,7 @@ def command(
     Ctrl-C ends with what was generated so far, exit code 130.
     """
     from hetrun.cli.figures import figures, modelled, print_line, print_modelled, segments
-    from hetrun.cli.loading import Choice, load_model
+    from hetrun.cli.loading import load_model
     from hetrun.cli.recording import Recording
     from hetrun.run.generate import StopFilter
     from hetrun.run.sample import Sampling
@@ -83,7 +75,6 @@ def command(
     if live and as_json:
         raise UsageError("--live and --json exclude each other", remedy="--profile --json has the figures of the view")
     started = time.perf_counter()
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
     # In a child process: what encoding needs is as large as a small model's KV cache, and not wanted again.
     with (
         Recording(profile=profile, live=live, trace=trace) as recording,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hetrun import api
-from hetrun.cli.options import FULL_ATTENTION, Attention
+from hetrun.cli.options import Choice
 from hetrun.errors import DeviceError, HetrunError, PlanError, PluginError, UsageError
 from hetrun.graph.graph import Graph
-from hetrun.model.architectures import GraphOptions, RopeExtension
+from hetrun.model.architectures import GraphOptions
 from hetrun.model.catalog import resolve_model
 from hetrun.plan.kv_format import DEFAULT
 from hetrun.plan.plan import Plan
@@ -22,23 +21,6 @@ from hetrun.plugins import FoundDevice, Registry
 if TYPE_CHECKING:
     from hetrun.config import SystemConfig
     from hetrun.model.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the options say of devices and placement.   kv_type: None where the devices decide.   n_ctx: None for the
-    model's own.
-    """
-
-    devices: tuple[str, ...] = ()
-    system: str | None = None
-    threads: int | None = None
-    pins: tuple[str, ...] = ()
-    plan_file: str | None = None
-    kv_type: str | None = None
-    n_ctx: int | None = None
-    attention: Attention = FULL_ATTENTION
-    extension: RopeExtension | None = None
 
 
 def load_model(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,10 +102,18 @@ def devices(function: F) -> F:
     )  # fmt: skip
 
 
-def placement(function: F) -> F:
-    """The options of `devices`, --pin, --plan, --kv-type and --attention."""
+def placement(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `devices`, --pin, --plan, --kv-type and --attention: with the verb's own --ctx one argument,
+    `choice`.
+    """
+
+    @wraps(function)
+    def chosen(**given: Any) -> Any:
+        choice = Choice(**{field.name: given.pop(field.name) for field in fields(Choice)})
+        return function(choice=choice, **given)
+
     return _apply(
-        function,
+        chosen,
         devices,
         click.option(
             "--pin", "pins", multiple=True, metavar="PATTERN=DEVICE",
@@ -146,6 +155,23 @@ class Attention:
 
 
 FULL_ATTENTION = Attention()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the options say of devices and placement.   kv_type: None where the devices decide.   n_ctx: None for the
+    model's own.
+    """
+
+    devices: tuple[str, ...] = ()
+    system: str | None = None
+    threads: int | None = None
+    pins: tuple[str, ...] = ()
+    plan_file: str | None = None
+    kv_type: str | None = None
+    n_ctx: int | None = None
+    attention: Attention = FULL_ATTENTION
+    extension: RopeExtension | None = None
 
 
 def cache(function: F) -> F:

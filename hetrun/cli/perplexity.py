@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -34,15 +35,7 @@ DEFAULT_CTX = 512
 def command(
     model: str,
     file: str,
-    n_ctx: int | None,
-    devices: tuple[str, ...],
-    system: str | None,
-    threads: int | None,
-    pins: tuple[str, ...],
-    plan_file: str | None,
-    kv_type: str | None,
-    attention: options.Attention,
-    extension: options.RopeExtension | None,
+    choice: options.Choice,
 ) -> None:
     """Prints the perplexity of a text: exp of the mean of -ln p over the tokens.
 
@@ -50,14 +43,13 @@ def command(
     context; where the model uses BOS, each begins with it. Every token of a chunk but its first is scored.
     """
     text = options.text_of_file(file, file)
-    from hetrun.cli.loading import Choice, load_model
+    from hetrun.cli.loading import load_model
     from hetrun.run.perplexity import perplexity
 
-    n_ctx = n_ctx or _default_ctx(model)
+    n_ctx = choice.n_ctx or _default_ctx(model)
+    choice = replace(choice, n_ctx=n_ctx)
     started = time.perf_counter()
-    with load_model(
-        model, Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
-    ) as loaded:
+    with load_model(model, choice) as loaded:
         load_s = time.perf_counter() - started
         tokenizer = loaded.tokenizer
         ids = loaded.tokenize(text, add_special=False)

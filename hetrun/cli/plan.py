@@ -108,7 +108,6 @@ def command(
     from hetrun import api
     from hetrun.cli.changes import Search
     from hetrun.cli.loading import (
-        Choice,
         chosen_kv_type,
         graph_options,
         planned_devices,
@@ -128,7 +127,7 @@ def command(
     rules = [*map(Pin.parse, pins), *map(Forbid.parse, forbids)]
     request = Request(prompt_tokens, gen_tokens, objective=objective, target_tps=target_tps)
     loaded = read_plan(load) if load else None
-    choice = Choice(
+    choice = options.Choice(
         devices=devices,
         system=system,
         threads=threads,
@@ -146,7 +145,7 @@ def command(
     _check_lengths(request, graph)
     warn_of_broken(registry)
     choice = replace(choice, kv_type=chosen_kv_type(graph, kv_type))
-    search = Search(header, choice, request, rules, registry, model is not None)
+    search = Search(header, choice, request, rules, registry, model is not None, kv_type)
     missed: Missed | None = None
     if loaded:
         check_plan(loaded, graph, found)

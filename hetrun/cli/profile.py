@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import click
 
@@ -44,29 +45,20 @@ def command(
     repetitions: int,
     html: str | None,
     trace: str | None,
-    n_ctx: int | None,
-    devices: tuple[str, ...],
-    system: str | None,
-    threads: int | None,
-    pins: tuple[str, ...],
-    plan_file: str | None,
-    kv_type: str | None,
-    attention: options.Attention,
-    extension: options.RopeExtension | None,
+    choice: options.Choice,
 ) -> None:
     """Runs a prompt of random tokens and some steps of decode, and shows what they took by device, kind of op, layer
     and what the device runs as one: predicted, measured, the error, and the share of the device's roof.
 
     One run before the ones that count warms up. docs/profiling.md says what each figure means.
     """
-    from hetrun.cli.loading import Choice, load_model
+    from hetrun.cli.loading import load_model
     from hetrun.cli.recording import Recording
     from hetrun.run.bench import run_once
 
     if prompt_tokens == gen_tokens == 0:
         raise UsageError("nothing to profile", remedy="give --prompt-tokens or --gen-tokens more than 0")
-    n_ctx = n_ctx or max(1, prompt_tokens) + gen_tokens
-    choice = Choice(devices, system, threads, pins, plan_file, kv_type, n_ctx, attention, extension)
+    choice = replace(choice, n_ctx=choice.n_ctx or max(1, prompt_tokens) + gen_tokens)
     with Recording(profile=True, trace=trace, html=html) as recording, load_model(model, choice) as loaded:
         run_once(loaded.session, prompt_tokens, gen_tokens)
         recording.begin(loaded)

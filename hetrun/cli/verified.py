@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hetrun import api
-from hetrun.cli.loading import Choice, system_of
+from hetrun.cli.loading import system_of
+from hetrun.cli.options import Choice
 from hetrun.errors import DeviceError
 from hetrun.plan.place import Task
 from hetrun.plan.plan import PHASES, Plan

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hetrun.device import (
     API_VERSION,
-    COMMON_SETTINGS,
     Cost,
     DeviceInfo,
     KvSpec,
@@ -19,6 +18,7 @@ from hetrun.device import (
     Unavailable,
     Unsupported,
     Workload,
+    check_settings,
     residents,
     roofline,
 )
@@ -118,9 +118,7 @@ def _as_stored(op: Op) -> Op:
 
 def _numbers(config: Mapping[str, object]) -> dict[str, float]:
     """The numbers of the model that a configuration sets."""
-    unknown = sorted(config.keys() - MODEL.keys() - COMMON_SETTINGS)
-    if unknown:
-        raise ConfigError(f"reference: unknown setting {unknown[0]!r}", remedy=f"it takes {', '.join(MODEL)}")
+    check_settings(ReferenceDriver.name, config, MODEL)
     numbers: dict[str, float] = {}
     for key in MODEL.keys() & config.keys():
         value = config[key]

@@ -196,5 +196,7 @@ class _Bench:
                 f"{device_id} ({backing}): {tally.ran} of {tally.collected} op cases ran on the device ({share}%), "
                 f"{tally.failed} failed, {tally.refused.total()} refused{verdict}"
             )
+            for name, nmse in self.rigs[device_id].expectations.embeddings.items():
+                yield f"  claims an NMSE of {nmse:g} for embeddings of {name}"
             for reason, count in (*tally.refused.most_common(), *tally.skipped.most_common()):
                 yield f"  {count:4d} x {reason}"

@@ -151,6 +151,10 @@ class Rig:
                 return case
         pytest.skip(f"refused: every op case{' of ' + ', '.join(kinds) if kinds else ''}")
 
+    def bound(self, ops: Sequence[Op], block: Sequence[Op] = ()) -> float:
+        """The largest NMSE of a run of ops on this device.   block: ops that made the run's inputs."""
+        return bound_of_run(ops, block, self.expectations.of_op)
+
     def buffer(self, nbytes: int) -> Buffer:
         """Memory for a value: between guard bytes where the device allows it, else the device's own."""
         if self.on_host:
@@ -159,10 +163,17 @@ class Rig:
 
     @contextmanager
     def loaded(
-        self, segment: Segment, buffers: Mapping[str, Buffer] | None = None, states: Mapping[str, State] | None = None
+        self,
+        segment: Segment,
+        buffers: Mapping[str, Buffer] | None = None,
+        states: Mapping[str, State] | None = None,
+        weights: Mapping[str, memoryview] | None = None,
     ) -> Iterator[Loaded]:
-        """`segment` on the device. Buffers and states that are given are used; the rest is made, and closed after."""
-        device, weights = self.device, weights_of(segment)
+        """`segment` on the device. Buffers, states and weights that are given are used; the rest is made, and closed
+        after.
+        """
+        device, weights = self.device, weights or weights_of(segment)
+        before = {name: bytes(blocks) for name, blocks in weights.items()}
         bound, kept = dict(buffers or {}), dict(states or {})
         with ExitStack() as stack:
             for v in (*segment.inputs, *segment.outputs):
@@ -176,16 +187,15 @@ class Rig:
             executable = device.load(self.driver.compile(self.info, segment), weights, Bindings(bound, kept))
             stack.callback(executable.close)
             yield Loaded(segment, device, bound, kept, executable)
-        assert weights == weights_of(segment), f"{segment.name}: the device changed its weights"
+        assert weights == before, f"{segment.name}: the device changed its weights"
 
     def check_usable(self) -> None:
         """Asserts that the device still computes, after a failure for one."""
         case = self.any_case()
         with self.loaded(case.segment) as loaded:
             results = loaded.step(case.batch, case.inputs())
-        assert_close(
-            results, oracle_for(case.segment).run([case.op], case.inputs(), case.batch), bound_of_run([case.op])
-        )
+        expected = oracle_for(case.segment).run([case.op], case.inputs(), case.batch)
+        assert_close(results, expected, self.bound([case.op]))
 
 
 def assert_close(results: Values, expected: Mapping[str, NDArray[np.float64]], bound: float) -> None:

@@ -152,6 +152,25 @@ def test_looser_bound_is_an_error(kit: Kit) -> None:
     result.stdout.fnmatch_lines(["*a bound of 0.5 is looser than the kit's 0.0002*"])
 
 
+def test_claim_for_embeddings_is_allowed_and_shown(kit: Kit) -> None:
+    result = kit.run(f"{SUITE}.test_ops::test_op", "-k", "embedding-Q4_1", device="claims:0")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*claims an NMSE of 1e-08 for embeddings of Q4_1"])
+
+
+def test_claim_for_embeddings_is_held_to(kit: Kit) -> None:
+    """To its own number, and of its own type."""
+    result = kit.run(f"{SUITE}.test_ops::test_op", "-k", "embedding-Q4_1 or embedding-Q5_0", device="claims-less:0")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*NMSE * exceeds 1e-11", "*NMSE * exceeds 1e-12"])
+
+
+def test_claim_beyond_the_limit_is_an_error(kit: Kit) -> None:
+    result = kit.run(f"{SUITE}.test_ops::test_op", "-k", "embedding-Q4_1", device="claims-too-much:0")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*a claim of 0.001 for embeddings of Q4_1 is beyond the 1e-07*"])
+
+
 def test_known_failure_is_shown_with_its_reason(kit: Kit) -> None:
     result = kit.run(f"{SUITE}.test_ops::test_op", "-k", "matmul-Q4_1-1x", device="known:0")
     result.assert_outcomes(xfailed=1)

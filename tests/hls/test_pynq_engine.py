@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import builds
 import engine_order
 
-from hetrun.device import Batch, Bindings, Segment
+from hetrun.device import Batch, Bindings, Segment, Unsupported
 from hetrun.errors import AllocationError, ConfigError, DeviceError
 from hetrun.ops import MatMul, Value, Workload
 from hetrun.tensor import TENSOR_TYPES, Weight
@@ -305,7 +305,10 @@ def test_a_library_that_does_not_load_is_reported_and_not_raised(monkeypatch: py
     monkeypatch.setenv("HETRUN_PYNQ_Z1_LIBRARY", "/nowhere/libhetrun_pynq_z1.so")
     native.library.cache_clear()
     try:
-        for info in PynqZ1Driver().probe({}):
+        driver, op = PynqZ1Driver(), MatMul("y", Value("x", 64), Weight("w", TENSOR_TYPES["Q4_0"], (64, 64)))
+        for info in driver.probe({}):
             assert info.unavailable is not None and "/nowhere/libhetrun_pynq_z1.so" in info.unavailable.reason
+            answer = driver.estimate(info, op, Workload(1, 0))
+            assert isinstance(answer, Unsupported) and "/nowhere/libhetrun_pynq_z1.so" in answer.reason
     finally:
         native.library.cache_clear()

@@ -179,8 +179,3 @@ def test_the_stand_in_finds_what_is_wrong_with_a_script(folder: Path, script: st
     path = folder / script
     path.write_text(path.read_text().replace("\nexit\n", f"\n{broken}\nexit\n"))
     assert run(path).returncode != 0
-
-
-def test_a_slot_without_a_value_is_an_error() -> None:
-    with pytest.raises(KeyError, match="NO_SUCH"):
-        project.filled("@PART@ @NO_SUCH@", project.values())

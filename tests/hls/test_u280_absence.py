@@ -32,6 +32,9 @@ def test_each_thing_that_is_missing_has_its_reason(
     assert reason(xclbin) == "" and reason(xclbin, card=BDF) == reason(xclbin, card="3b:00.1") == ""
     assert reason(None) == "no xclbin is named"
     assert reason(tmp_path / "none.xclbin") == f"xclbin {tmp_path / 'none.xclbin'} not found"
+    folder = tmp_path / "folder.xclbin"
+    folder.mkdir()
+    assert reason(folder) == f"xclbin {folder} is a folder"
     other = tmp_path / "other.xclbin"
     other.write_text("")
     assert reason(other) == f"{other} is no xclbin"

@@ -250,8 +250,3 @@ def test_the_tool_is_run_where_it_is(
     (tmp_path / "bin/v++").write_text("#!/bin/sh\nexit 1\n")
     assert run(["build", "alveo-u280", "--out", str(tmp_path / "u280")]) == 7
     assert "v++ failed: exit code 1" in capsys.readouterr().err
-
-
-def test_a_slot_without_a_value_is_an_error() -> None:
-    with pytest.raises(KeyError, match="NO_SUCH"):
-        project.filled("@LANES@ @NO_SUCH@", project.values())

@@ -128,7 +128,6 @@ def test_power_of_every_shipped_device_is_known(name: str) -> None:
         ("pynq-z1", {"model:cortex-a9": 3.2, "model:pynq-z1": 3.4}),
         ("kv260", {"model:cortex-a53": 10.0, "model:kv260": 10.13}),
         ("rpi5", {"model:cortex-a76": 13.9}),
-        ("workstation-u280", {"model:x86-generic": 71.1, "model:alveo-u280": 51.4}),
     ],
 )
 def test_a_system_draws_what_its_boards_do(system: str, watts: dict[str, float]) -> None:

@@ -79,8 +79,9 @@ def test_shipped_system_is_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", shipped("systems"))
-def test_shipped_system_names_shipped_profiles(name: str) -> None:
-    assert {d.id for d in load_system(name).devices} <= {f"model:{profile}" for profile in shipped("devices")}
+def test_shipped_system_names_shipped_profiles_and_drivers(name: str) -> None:
+    known = {f"model:{profile}" for profile in shipped("devices")} | {"alveo-u280"}
+    assert {d.id for d in load_system(name).devices} <= known
 
 
 def test_profiles_of_the_plan_are_shipped() -> None:

@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetrun.api import graph_of
 from hetrun.cli.main import run
-from hetrun.plan.explore import combinations, pareto
+from hetrun.device import Cost, DeviceInfo, Unsupported, Workload
+from hetrun.model.architectures import GraphOptions
+from hetrun.model.shape import load_shape
+from hetrun.ops import Op
+from hetrun.plan.explore import combinations, explore, pareto
+from hetrun.plugins import FoundDevice, Registry
+from hetrun_modelled.driver import ModelledDriver
 from hetrun_pynq_z1 import designs
+from hetrun_pynq_z1.driver import PynqZ1Driver
 
+SMALLEST = {name: min(values) for name, values in designs.AXES.items()}
 FEW = ["--set", "lanes=16,64", "--set", "clock_mhz=100,150", "--set", "fifo_words=128", "--set", "rows=8"]
 
 
@@ -26,6 +35,22 @@ def test_the_front_is_what_nothing_beats(goals: list[tuple[int, int, int] | None
     for i, own in enumerate(goals):
         better = [g for g in goals if g and own and g != own and all(a <= b for a, b in zip(g, own, strict=True))]
         assert (i in front) == (own is not None and not better)
+
+
+def test_the_host_is_asked_once_for_all_designs() -> None:
+    asked: list[tuple[str, Workload]] = []
+
+    class Counting(ModelledDriver):
+        def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
+            asked.append((op.name, workload))
+            return super().estimate(info, op, workload)
+
+    driver, host = PynqZ1Driver(), Counting()
+    info = next(i for i in host.probe({}) if i.id == driver.host_profile)
+    graph = graph_of(load_shape("smollm2-135m"), GraphOptions(n_ctx=64, max_tokens=16), Registry.load())
+    points = [driver.design({**SMALLEST, "lanes": lanes}) for lanes in (16, 32, 64)]
+    assert len(explore(graph, driver, FoundDevice(host, info, "modelled"), points, 16)) == 3
+    assert len(asked) == len(set(asked)) == 2 * len(graph.ops)
 
 
 def explored(capsys: pytest.CaptureFixture[str], *args: str) -> Mapping[str, object]:

@@ -25,7 +25,6 @@ from hetrun.testing.cases import (
 from hetrun.testing.memory import read_rows, write_rows
 from hetrun.testing.oracle import nmse
 from hetrun.testing.rig import Rig, oracle_for, weights_of
-from hetrun.testing.tolerance import bound, bound_of_run
 
 BASIS = re.compile(r"(measured|simulated|analytic):\s*\S")
 
@@ -229,7 +228,7 @@ def test_runs_keep_their_order(rig: Rig) -> None:
     expected = oracle_for(segment_of("both", ops, (second.output,), batch)).run(ops, {"x": inputs[-1]}, batch)[
         second.name
     ]
-    assert nmse(result, expected) <= bound_of_run(ops)
+    assert nmse(result, expected) <= rig.bound(ops)
 
 
 def test_two_executables_share_weights(rig: Rig) -> None:
@@ -240,4 +239,4 @@ def test_two_executables_share_weights(rig: Rig) -> None:
         with rig.loaded(case.segment) as other:
             other.step(case.batch, case.inputs())
         result = kept.step(case.batch, case.inputs())[case.op.name]
-    assert nmse(result, expected) <= bound(case.op)
+    assert nmse(result, expected) <= rig.bound([case.op])

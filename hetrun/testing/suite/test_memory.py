@@ -10,7 +10,6 @@ from hetrun.testing.cases import Heads, attention_op
 from hetrun.testing.memory import read_all
 from hetrun.testing.oracle import nmse
 from hetrun.testing.rig import Rig, oracle_for
-from hetrun.testing.tolerance import bound
 
 _ABSURD_BYTES = 1 << 60
 _DATA = bytes(range(256)) * 4
@@ -92,7 +91,7 @@ def test_op_on_the_devices_own_buffers(rig: Rig) -> None:
     with rig.loaded(case.segment, buffers) as loaded:
         result = loaded.step(case.batch, case.inputs())[case.op.name]
     expected = oracle_for(case.segment).run([case.op], case.inputs(), case.batch)[case.op.name]
-    assert nmse(result, expected) <= bound(case.op)
+    assert nmse(result, expected) <= rig.bound([case.op])
     for buffer in buffers.values():
         buffer.close()
 

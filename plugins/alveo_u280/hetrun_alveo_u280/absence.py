@@ -43,6 +43,8 @@ def xclbin_absence(xclbin: str | None) -> Unavailable | None:
     try:
         with open(xclbin, "rb") as file:
             magic = file.read(len(XCLBIN_MAGIC))
+    except IsADirectoryError:
+        return Unavailable(f"xclbin {xclbin} is a folder", 'name the file that "hetrun build alveo-u280" makes')
     except FileNotFoundError:
         return Unavailable(f"xclbin {xclbin} not found", 'run "hetrun build alveo-u280", or correct its path')
     except OSError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hetrun.errors import AllocationError, DeviceError
+from hetrun.native import address_of, clear
 from hetrun_alveo_u280 import native
 from hetrun_alveo_u280.definition import definition
 
@@ -95,9 +96,9 @@ class CsimCard:
         n_channels = definition().numbers["CHANNELS"]
         hbm, self._ddr = self._memory(n_channels * channel_bytes), self._memory(ddr_bytes)
         self._channels = [hbm[i * channel_bytes : (i + 1) * channel_bytes] for i in range(n_channels)]
-        addresses = (ctypes.c_void_p * n_channels)(*map(native.address_of, self._channels))
+        addresses = (ctypes.c_void_p * n_channels)(*map(address_of, self._channels))
         self._card = native.library().hetrun_u280_card_create(
-            addresses, channel_bytes, native.address_of(self._ddr), ddr_bytes, threads
+            addresses, channel_bytes, address_of(self._ddr), ddr_bytes, threads
         )
         if not self._card:
             raise AllocationError(f"{device_id}: no memory left")
@@ -130,7 +131,7 @@ class CsimCard:
 
     def hbm_zero(self, beat: int, n_beats: int) -> None:
         for channel in self._channels:
-            native.clear(channel[beat * BEAT_BYTES : (beat + n_beats) * BEAT_BYTES])
+            clear(channel[beat * BEAT_BYTES : (beat + n_beats) * BEAT_BYTES])
 
     def hbm_copy(self, src: int, dst: int, n_beats: int) -> None:
         nbytes = n_beats * BEAT_BYTES

@@ -48,6 +48,12 @@ def launch_cost() -> Cost:
     return Cost(float(launch["value"]), str(launch["basis"]))
 
 
+@cache
+def idle_watts() -> float:
+    """Of the board while others work, as the profile alveo-u280 has it."""
+    return float(read_toml(resource_path(_PROFILE))["model"]["idle_watts"]["value"])
+
+
 def op_seconds(op: Op, workload: Workload, design: Design | None = None) -> float:
     """Inside a run; the launch is apart. Rounding for the matrices that follow is its maker's: of a norm of whole rows,
     an attention, an activation.
@@ -158,6 +164,7 @@ def _round(n: int, n_rows: int, design: Design) -> int:
     return pair - _copies("MATMUL", numbers, n_rows, endless)
 
 
+@cache
 def _shared(design: Design) -> Design:
     """As far as the vector process knows it: designs of a sweep share what does not depend on readers and lanes."""
     header = header_design()

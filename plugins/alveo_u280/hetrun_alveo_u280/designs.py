@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
-from hetrun.device import Cost, DesignPoint, DeviceInfo, MemorySpace, Resource, Unavailable
-from hetrun.errors import UsageError
+from hetrun.device import Cost, DesignPoint, DeviceInfo, MemorySpace, Resource, Unavailable, check_parameters
 from hetrun_alveo_u280.cost import launch_cost
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.fabric import CAPACITY, MOST_SHARE, parts, totals
@@ -38,13 +37,7 @@ _ALLOWED: Mapping[str, tuple[frozenset[int], str]] = {
 
 def design_point(parameters: Mapping[str, int]) -> DesignPoint:
     """UsageError for a parameter that is missing, unknown or cannot be."""
-    for name in (*parameters, *AXES):
-        if name not in AXES or name not in parameters:
-            raise UsageError(f"alveo-u280: parameter {name!r}", remedy=f"give {', '.join(AXES)}, all of them")
-    for name, value in parameters.items():
-        allowed, words = _ALLOWED[name]
-        if value not in allowed:
-            raise UsageError(f"alveo-u280: {name} of {value}", remedy=f"it may be {words}")
+    check_parameters("alveo-u280", parameters, _ALLOWED)
     design = replace(
         header_design(),
         channels=parameters["channels"],

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, Segment, StepTimes
 from hetrun.errors import DeviceError
+from hetrun.native import address_of
 from hetrun.ops import Attention, Embedding, KvSpec, Rope, Value
 from hetrun.tensor import Weight
-from hetrun_alveo_u280 import native
 from hetrun_alveo_u280.card import BEAT_BYTES, Card
 from hetrun_alveo_u280.cost import run_seconds
 from hetrun_alveo_u280.definition import definition
@@ -216,14 +216,14 @@ class U280Device:
 
     def weight(self, weight: Weight, blocks: memoryview) -> HbmWeight:
         """A matrix in HBM, packed once for all segments that hold it."""
-        key = (weight.name, native.address_of(blocks))
+        key = (weight.name, address_of(blocks))
         found = self._weights.get(key)
         if found is None:
             found = self._weights[key] = HbmWeight(self.memories, weight, blocks)
         return found
 
     def vector(self, weight: Weight, blocks: memoryview) -> DdrVector:
-        key = (weight.name, native.address_of(blocks))
+        key = (weight.name, address_of(blocks))
         found = self._vectors.get(key)
         if found is None:
             found = self._vectors[key] = DdrVector(self.memories, weight, blocks)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 from hetrun.device import (
@@ -22,12 +22,14 @@ from hetrun.device import (
     Unavailable,
     Unsupported,
     Workload,
+    host_threads,
+    threads_problem,
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import Op
 from hetrun_alveo_u280 import designs, native, project
 from hetrun_alveo_u280.absence import absence
-from hetrun_alveo_u280.cost import launch_cost, op_seconds
+from hetrun_alveo_u280.cost import idle_watts, launch_cost, op_seconds
 from hetrun_alveo_u280.definition import definition
 from hetrun_alveo_u280.power import watts
 from hetrun_alveo_u280.program import DDR, HBM, compile_segment, residents
@@ -69,7 +71,11 @@ class AlveoU280Driver:
         settings = settings_of(self.name, config)
         absent = absence(settings)
         csim = self._info(
-            CSIM, "The U280 decoder engine, its HLS source run on this machine", settings, None, _threads(config)
+            CSIM,
+            "The U280 decoder engine, its HLS source run on this machine",
+            settings,
+            threads_problem(config),
+            host_threads(config, MOST_HOST_THREADS),
         )
         xclbin = f", {settings.xclbin}" if settings.xclbin else ""
         card = self._info(CARD, f"The U280 decoder engine{xclbin}", settings, absent, None)
@@ -92,16 +98,18 @@ class AlveoU280Driver:
                 MemorySpace(f"{device_id}/{HBM}", hbm_bytes, upload=UPLOAD, download=DOWNLOAD),
             ),
             launch=replace(launch, joules=launch.seconds * of_board),
-            model={"clock_hz": float(n["CLOCK_HZ"]), "watts": of_board}
+            model={"clock_hz": float(n["CLOCK_HZ"]), "watts": of_board, "idle_watts": idle_watts()}
             | ({} if threads is None else {"host_threads": float(threads)}),
             unavailable=absent,
             settings=settings,
         )
 
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
+        if broken := native.library_problem():
+            return Unsupported(broken.message)
         if reason := refusal(op):
             return Unsupported(reason)
-        seconds = op_seconds(op, workload, Design.of(info.model))
+        seconds = _seconds(_Priced(op.signature, workload, Design.of(info.model), op))
         return Cost(seconds, BASIS, seconds * info.model["watts"], residents(op, info.id))
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
@@ -157,6 +165,22 @@ class AlveoU280Driver:
             raise
 
 
+@dataclass(frozen=True)
+class _Priced:
+    """op: any of those with the signature."""
+
+    signature: tuple[object, ...]
+    workload: Workload
+    design: Design
+    op: Op = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def _seconds(priced: _Priced) -> float:
+    """Once for all layers, which are alike."""
+    return op_seconds(priced.op, priced.workload, priced.design)
+
+
 def _unusable(broken: HetrunError) -> list[DeviceInfo]:
     """The devices of an installation without the native library, or without the engine's header."""
     absent = Unavailable(broken.message, broken.remedy or "reinstall hetrun")
@@ -172,11 +196,3 @@ def _unusable(broken: HetrunError) -> list[DeviceInfo]:
         )
         for device_id, backing in _BACKINGS.items()
     ]
-
-
-def _threads(config: Mapping[str, object]) -> int:
-    """Threads of this machine that csim may use: as many as it was given, else a core each."""
-    threads = config.get("threads")
-    if not (isinstance(threads, int) and threads >= 1):
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return min(threads, MOST_HOST_THREADS)

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from hetrun.errors import HetrunError
+from hetrun.native import first_problem
 from hetrun.resources import load_library
 from hetrun_alveo_u280.definition import definition
 
@@ -37,21 +38,4 @@ def library() -> ctypes.CDLL:
 
 def library_problem() -> HetrunError | None:
     """Why the library, or the header that it was made from, cannot be used, or None."""
-    try:
-        library()
-        definition()
-    except HetrunError as error:
-        return error
-    return None
-
-
-def clear(view: memoryview) -> None:
-    if view.nbytes:
-        ctypes.memset(address_of(view), 0, view.nbytes)
-
-
-def address_of(view: memoryview) -> int:
-    """Where the bytes of a view stand; the caller keeps the view."""
-    import numpy as np
-
-    return int(np.frombuffer(view, np.uint8).ctypes.data) if view.nbytes else 0
+    return first_problem(library, definition)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from hetrun.device import BuildStep
+from hetrun.device import BuildStep, project_files
 from hetrun_alveo_u280.definition import HEADER, definition
 from hetrun_alveo_u280.opened import KERNEL, banks
 
@@ -13,7 +12,6 @@ PLATFORM = "xilinx_u280_gen3x16_xdma_1_202211_1"
 LANES = "hetrun_u280_lanes"  # without control: they run from the start on
 XCLBIN = "hetrun_u280.xclbin"
 CONTROLLER_UNIT = "controller"
-_SLOT = re.compile(r"@(\w+)@")
 
 
 def steps() -> Sequence[BuildStep]:
@@ -30,14 +28,7 @@ def steps() -> Sequence[BuildStep]:
 
 def sources() -> Mapping[str, str]:
     """File -> text. HetrunError where hetrun was installed without them."""
-    from hetrun.resources import resource_path
-
-    folder = resource_path(HEADER).parent
-    parts = (folder, folder.with_name("fabric"))
-    files = {f"{part.name}/{p.name}": p.read_text() for part in parts for p in sorted(part.glob("*.[hc]*"))}
-    for path in sorted(folder.with_name("vitis").iterdir()):
-        files[path.name] = filled(path.read_text(), values())
-    return files
+    return project_files(HEADER, "vitis", values())
 
 
 def values() -> Mapping[str, str]:
@@ -79,11 +70,6 @@ def streams() -> Iterator[tuple[str, str]]:
         for i in range(n_channels):
             yield f"{CONTROLLER_UNIT}.beats_{k * n_channels + i}", f"{unit}.beats_{i}"
         yield f"{unit}.results", f"{CONTROLLER_UNIT}.results_{k}"
-
-
-def filled(template: str, slots: Mapping[str, str]) -> str:
-    """The text with every @NAME@ replaced. KeyError for a name that has no value."""
-    return _SLOT.sub(lambda slot: slots[slot.group(1)], template)
 
 
 def _lane_unit(i: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetrun.device import COMMON_SETTINGS
+from hetrun.device import check_settings
 from hetrun.errors import ConfigError
 from hetrun_alveo_u280.definition import definition
 
@@ -38,9 +38,7 @@ class Settings:
 
 def settings_of(driver: str, config: Mapping[str, object]) -> Settings:
     """ConfigError for an unknown key or a bad value."""
-    unknown = sorted(set(config) - set(SETTINGS) - COMMON_SETTINGS)
-    if unknown:
-        raise ConfigError(f"driver {driver}: unknown setting {unknown[0]!r}", remedy=f"it takes {', '.join(SETTINGS)}")
+    check_settings(driver, config, SETTINGS)
     return _Reader(driver, config).settings()
 
 

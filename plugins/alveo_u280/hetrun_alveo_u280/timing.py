@@ -92,11 +92,19 @@ class Design:
     @classmethod
     def of(cls, numbers: Mapping[str, float]) -> Design:
         """The header's design, with the fields that `numbers` has."""
-        known = {f.name: int(numbers[f.name]) for f in fields(cls) if numbers.get(f.name, 0) >= 1}
-        return replace(header_design(), **known)
+        return _with(tuple(int(numbers.get(name, 0)) for name in _FIELDS))
 
     def native(self) -> _Design:
         return _Design(*astuple(self))
+
+
+_FIELDS = tuple(f.name for f in fields(Design))
+
+
+@cache
+def _with(numbers: tuple[int, ...]) -> Design:
+    """The header's design with those of the numbers, in the order of the fields, that are not 0."""
+    return replace(header_design(), **{name: n for name, n in zip(_FIELDS, numbers, strict=True) if n >= 1})
 
 
 @cache

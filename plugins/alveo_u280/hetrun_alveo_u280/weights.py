@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from hetrun.native import address_of
 from hetrun.tensor import ALL_TYPES, TensorType, Weight
 from hetrun_alveo_u280 import native
 from hetrun_alveo_u280.card import BEAT_BYTES, Card
@@ -38,8 +39,8 @@ def hbm_bytes(channel_beats: int) -> int:
 
 def write_weight(card: Card, beat: int, weight: Weight, blocks: memoryview) -> None:
     """Packs a matrix into every channel, from `beat` on."""
-    source = native.address_of(blocks)
+    source = address_of(blocks)
     beats = memoryview(bytearray(weight_beats(weight) * BEAT_BYTES))
     for channel in range(definition().numbers["CHANNELS"]):
-        native.library().hetrun_u280_pack(weight.type.id, *weight.shape, source, channel, native.address_of(beats))
+        native.library().hetrun_u280_pack(weight.type.id, *weight.shape, source, channel, address_of(beats))
         card.hbm_write(channel, beat, beats)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hetrun.device import Batch, Bindings, RunEvent, StepTimes
 from hetrun.errors import DeviceError
+from hetrun.native import Pinned, address_of
 from hetrun.ops import Embedding, KvSpec
 from hetrun.tensor import Weight
 from hetrun_cpu import native
@@ -41,7 +42,7 @@ class BatchView:
         if not len(batch.tokens) == len(batch.positions) == len(batch.slots):
             raise DeviceError("the vectors of a batch differ in length")
         # The views keep the arrays where they are.
-        self.native = native.Batch(*(native.address_of(v) for v in vectors), len(batch.tokens), len(batch.outputs))
+        self.native = native.Batch(*(address_of(v) for v in vectors), len(batch.tokens), len(batch.outputs))
         self.reference = ctypes.byref(self.native)
 
 
@@ -54,7 +55,7 @@ class CpuExecutable:
         self._device: CpuDevice | None = device
         self._name = program.segment.name
         self._handle = ctypes.c_void_p()
-        self._pins: list[native.Pinned] = []
+        self._pins: list[Pinned] = []
         self._packed: Mapping[str, PackedWeight] = {}
         self._looked_up: list[Pages] = []
         self._n_looked_up = 0
@@ -162,8 +163,8 @@ class CpuExecutable:
         flags = native.WEIGHT_OF_FILE if of_file else 0
         return native.Weight(pin.address, pin.nbytes, _rows(weight.shape), weight.shape[-1], weight.type.id, flags, 0)
 
-    def _pin(self, view: memoryview, writable: bool = False) -> native.Pinned:
-        pin = native.Pinned(view, writable)
+    def _pin(self, view: memoryview, writable: bool = False) -> Pinned:
+        pin = Pinned(view, writable)
         self._pins.append(pin)
         return pin
 

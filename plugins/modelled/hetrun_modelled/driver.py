@@ -13,7 +13,6 @@ from pathlib import Path
 from hetrun.config import DeviceProfile, load_profile
 from hetrun.device import (
     API_VERSION,
-    COMMON_SETTINGS,
     Cost,
     Device,
     DeviceInfo,
@@ -22,6 +21,7 @@ from hetrun.device import (
     Unavailable,
     Unsupported,
     Workload,
+    check_settings,
     residents,
     roofline,
 )
@@ -123,9 +123,7 @@ def _profile(info: DeviceInfo) -> DeviceProfile:
 
 
 def _profile_paths(config: Mapping[str, object]) -> Sequence[Path]:
-    unknown = sorted(set(config) - {"profiles"} - COMMON_SETTINGS)
-    if unknown:
-        raise ConfigError(f"driver modelled: unknown setting {unknown[0]!r}", remedy="it takes profiles = [paths]")
+    check_settings(ModelledDriver.name, config, ("profiles",))
     paths = config.get("profiles", [])
     if not isinstance(paths, Sequence) or isinstance(paths, str) or not all(isinstance(p, (str, Path)) for p in paths):
         raise ConfigError(f"driver modelled: profiles is {paths!r}", remedy="give a list of paths")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.free_list import FreeList
+from hetrun.native import address_of, clear
 from hetrun_pynq_z1 import native
 
 ALIGNMENT = 64
@@ -76,7 +77,7 @@ class CsimBoard:
         self._memory = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._pieces = FreeList(self.FIRST_ADDRESS, size)
         lib = native.library()
-        self._board = lib.hetrun_pynq_csim_create(native.address_of(self._memory), size)
+        self._board = lib.hetrun_pynq_csim_create(address_of(self._memory), size)
         if not self._board:
             raise AllocationError(f"{device_id}: no memory left")
         lib.hetrun_pynq_csim_threads(self._board, threads)
@@ -102,7 +103,7 @@ class CsimBoard:
                 remedy="place less on it, use a shorter context, or a file of fewer bits",
             )
         view = self._memory[address : address + nbytes]
-        native.clear(view)
+        clear(view)
         return Block(address, view)
 
     def allocate_weights(self, nbytes: int) -> Block:

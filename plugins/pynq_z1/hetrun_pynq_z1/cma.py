@@ -9,7 +9,7 @@ from typing import Any
 
 from hetrun.errors import AllocationError
 from hetrun.free_list import FreeList
-from hetrun_pynq_z1 import native
+from hetrun.native import clear
 from hetrun_pynq_z1.board import ALIGNMENT, Block
 
 # Small values share a chunk; a large weight has one of its own, so that it goes back whole.
@@ -89,7 +89,7 @@ class Cma:
             assert address is not None
         offset = address - chunk.begin
         view = chunk.view[offset : offset + nbytes]
-        native.clear(view)
+        clear(view)
         return Block(address, view)
 
     def give_back(self, block: Block) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from hetrun.device import Cost, DesignPoint, DeviceInfo, MemorySpace, Resource, Unavailable
-from hetrun.errors import UsageError
+from hetrun.device import Cost, DesignPoint, DeviceInfo, MemorySpace, Resource, Unavailable, check_parameters
 from hetrun_pynq_z1.definition import definition
 from hetrun_pynq_z1.fabric import CAPACITY, MOST_SHARE, parts, totals
 from hetrun_pynq_z1.program import SPACE
@@ -48,13 +47,7 @@ def system_watts(clock_mhz: int) -> float:
 
 def design_point(parameters: Mapping[str, int], memory_bytes: int, launch: Cost) -> DesignPoint:
     """UsageError for a parameter that is missing, unknown or cannot be."""
-    for name in (*parameters, *AXES):
-        if name not in AXES or name not in parameters:
-            raise UsageError(f"pynq-z1: parameter {name!r}", remedy=f"give {', '.join(AXES)}, all of them")
-    for name, value in parameters.items():
-        allowed, words = _ALLOWED[name]
-        if value not in allowed:
-            raise UsageError(f"pynq-z1: {name} of {value}", remedy=f"it may be {words}")
+    check_parameters("pynq-z1", parameters, _ALLOWED)
     numbers = {n: v for n, v in parameters.items() if n != "clock_mhz"}
     design = Design.of({**numbers, "clock_hz": parameters["clock_mhz"] * MHZ})
     watts = system_watts(parameters["clock_mhz"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hetrun.device import Detail
 from hetrun.errors import HetrunError
+from hetrun.native import address_of
 from hetrun_pynq_z1 import interrupt, native, overlay_file, reserved
 from hetrun_pynq_z1.cma import meminfo_bytes
 from hetrun_pynq_z1.definition import definition
@@ -99,7 +100,7 @@ def _registers(base: int, offsets: Sequence[int]) -> list[int]:
     descriptor = os.open(reserved.MEMORY_DEVICE, os.O_RDWR | os.O_SYNC)
     try:
         with mmap.mmap(descriptor, mmap.PAGESIZE, offset=base) as mapped, memoryview(mapped) as view:
-            address = native.address_of(view)
+            address = address_of(view)
             return [int(native.library().hetrun_pynq_mmio_read(address, offset)) for offset in offsets]
     finally:
         os.close(descriptor)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.free_list import FreeList
+from hetrun.native import address_of
 from hetrun.ops import GatedActivation, KvSpec, MatMul, Value
 from hetrun.tensor import Weight
 from hetrun_pynq_z1 import native
@@ -126,7 +127,7 @@ class PynqExecutable:
     def _gated(self, wave: int, op: GatedActivation) -> native.Gated:
         gate, up, out = (self._buffers[v.name].block for v in (op.gate, op.up, op.output))
         return native.Gated(
-            *(native.address_of(block.view) for block in (gate, up, out)),
+            *(address_of(block.view) for block in (gate, up, out)),
             self._written_here(op.gate),
             self._written_here(op.up),
             op.output.width,
@@ -157,7 +158,7 @@ class PynqExecutable:
 
     def _input(self, value: Value) -> native.Input:
         coded = value.name in self._launches.coded
-        data = 0 if coded else native.address_of(self._buffers[value.name].block.view)
+        data = 0 if coded else address_of(self._buffers[value.name].block.view)
         return native.Input(data, self._written_here(value), value.width, value.rows == "outputs")
 
     def _written_here(self, value: Value) -> int:
@@ -230,7 +231,7 @@ class PynqDevice:
 
     def loaded(self, weight: Weight, blocks: memoryview) -> LoadedWeight:
         """The weight as the engine reads it, packed once for all segments that hold it."""
-        key = (weight.name, native.address_of(blocks))
+        key = (weight.name, address_of(blocks))
         found = self._weights.get(key)
         if found is None:
             board = self._open_board()
@@ -328,4 +329,4 @@ class PynqDevice:
 
 
 def _window(block: Block) -> native.Window:
-    return native.Window(native.address_of(block.view), block.address, block.view.nbytes)
+    return native.Window(address_of(block.view), block.address, block.view.nbytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,8 @@ from hetrun.device import (
     Unavailable,
     Unsupported,
     Workload,
+    host_threads,
+    threads_problem,
 )
 from hetrun.errors import DeviceError, HetrunError
 from hetrun.ops import GatedActivation, MatMul, Op
@@ -83,9 +84,9 @@ class PynqZ1Driver:
             backing="emulated",
             spaces=(MemorySpace(f"{CSIM}/{SPACE}", settings.memory_bytes or MEMORY_BYTES),),
             launch=launch_cost(),
-            model={"host_threads": float(_host_threads(config))}
+            model={"host_threads": float(host_threads(config, MOST_HOST_THREADS))}
             | ({} if default_mhz is None else {"clock_hz": default_mhz * 1e6}),
-            unavailable=unusable,
+            unavailable=unusable or threads_problem(config),
         )
         boards = [self._board_info(BOARD, board, absent, 0)]
         if board.staging_bytes:
@@ -115,6 +116,8 @@ class PynqZ1Driver:
         )
 
     def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
+        if broken := native.library_problem():
+            return Unsupported(broken.message)
         if reason := refusal(op):
             return Unsupported(reason)
         assert isinstance(op, (MatMul, GatedActivation))
@@ -195,12 +198,3 @@ class PynqZ1Driver:
 def _cost(info: DeviceInfo, seconds: float, basis: str, resident: Mapping[tuple[str, str], int]) -> Cost:
     watts = info.model.get("watts")
     return Cost(seconds, basis, joules=None if watts is None else seconds * watts, resident=resident)
-
-
-def _host_threads(config: Mapping[str, object]) -> int:
-    """Threads of this machine that csim may use: as many as it was given, else a core each."""
-    threads = config.get("threads")
-    if isinstance(threads, int) and threads >= 1:
-        return min(threads, MOST_HOST_THREADS)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return min(cores, MOST_HOST_THREADS)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 
-from hetrun.device import BuildStep
+from hetrun.device import BuildStep, project_files
 from hetrun_pynq_z1.definition import HEADER, definition
 
 PART = "xc7z020clg400-1"
 TOP = "hetrun_pynq_engine"
 OVERLAY = "hetrun_pynq_z1"  # the .bit and .hwh, by which pynq knows an overlay
-_SLOT = re.compile(r"@(\w+)@")
 # Registers that are the protocol's own; the others are arguments of the top function.
 _CONTROL = ("CTRL", "GIE", "IER", "ISR")
 
@@ -32,14 +30,7 @@ def steps() -> Sequence[BuildStep]:
 
 def sources() -> Mapping[str, str]:
     """File -> text. HetrunError where hetrun was installed without them."""
-    from hetrun.resources import resource_path
-
-    folder = resource_path(HEADER).parent
-    parts = (folder, folder.with_name("fabric"))
-    files = {f"{part.name}/{p.name}": p.read_text() for part in parts for p in sorted(part.glob("*.[hc]*"))}
-    for path in sorted(folder.with_name("tcl").iterdir()):
-        files[path.name] = filled(path.read_text(), values())
-    return files
+    return project_files(HEADER, "tcl", values())
 
 
 def values() -> Mapping[str, str]:
@@ -56,8 +47,3 @@ def values() -> Mapping[str, str]:
         "CLOCK_NS": f"{1e9 / numbers['CLOCK_HZ']:.3f}",
         "REGISTERS": " ".join(f"{name} {offset:#04x}" for name, offset in own.items()),
     }
-
-
-def filled(template: str, slots: Mapping[str, str]) -> str:
-    """The text with every @NAME@ replaced. KeyError for a name that has no value."""
-    return _SLOT.sub(lambda slot: slots[slot.group(1)], template)

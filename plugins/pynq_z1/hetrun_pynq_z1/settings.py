@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetrun.device import COMMON_SETTINGS
+from hetrun.device import check_settings
 from hetrun.errors import ConfigError
 from hetrun_pynq_z1 import cma
 from hetrun_pynq_z1.reserved import ReservedRange, parse_range
@@ -63,9 +63,7 @@ class Settings:
 
 def settings_of(driver: str, config: Mapping[str, object], default_mhz: float | None) -> Settings:
     """ConfigError for an unknown key or a bad value."""
-    unknown = sorted(set(config) - set(SETTINGS) - COMMON_SETTINGS)
-    if unknown:
-        raise ConfigError(f"driver {driver}: unknown setting {unknown[0]!r}", remedy=f"it takes {', '.join(SETTINGS)}")
+    check_settings(driver, config, SETTINGS)
     return _Reader(driver, config).settings(default_mhz)
 
 

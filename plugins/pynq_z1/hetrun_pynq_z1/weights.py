@@ -11,6 +11,7 @@ from typing import Protocol
 
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.free_list import FreeList
+from hetrun.native import address_of
 from hetrun.tensor import Weight
 from hetrun_pynq_z1 import native
 from hetrun_pynq_z1.board import Block, Board
@@ -80,7 +81,7 @@ class StreamedWeight:
         return self._address + _part_bytes(self._weight, row)
 
     def named(self) -> native.Streamed:
-        return native.Streamed(self._address, self.nbytes, native.address_of(self.stream))
+        return native.Streamed(self._address, self.nbytes, address_of(self.stream))
 
 
 def _place(board: Board, weight: Weight, first: int, n_rows: int) -> list[tuple[int, int, Block]]:
@@ -116,7 +117,7 @@ def _fill(block: Block, weight: Weight, blocks: memoryview, first: int, n_rows: 
             continue
         packed = memoryview((ctypes.c_uint64 * (nbytes // 8))()).cast("B")
         _pack(weight, blocks, first + begin, n, packed)
-        to, source = native.address_of(target), native.address_of(packed)
+        to, source = address_of(target), address_of(packed)
         if not native.library().hetrun_pynq_copy_uncached(to, source, nbytes):
             raise DeviceError(
                 f"{weight.name}: what was written to reserved memory at {block.address + offset:#x} does not read back",
@@ -129,7 +130,7 @@ def _pack(weight: Weight, blocks: memoryview, first: int, n_rows: int, target: m
     row_bytes = weight.nbytes // rows if rows else 0
     source = blocks[first * row_bytes : (first + n_rows) * row_bytes]
     number = definition().formats[weight.type.name]
-    native.library().hetrun_pynq_pack(number, n_rows, columns, native.address_of(source), native.address_of(target))
+    native.library().hetrun_pynq_pack(number, n_rows, columns, address_of(source), address_of(target))
 
 
 def _part_bytes(weight: Weight, n_rows: int) -> int:
