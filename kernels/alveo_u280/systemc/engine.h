@@ -274,9 +274,17 @@ private:
         const bool rotates = (op.flags & HETRUN_U280_FLAG_HADAMARD) != 0;
         const uint32_t queries = op.n_heads / op.n_heads_kv, beats = key_beats(op);
         const size_t n = pass.rows.size() * n_groups(op);
-        const auto round_queries = [&] { return loops_.rounding(uint64_t{n_sets(op)} * op.n_heads, op.head_dim, rotates); };
+        const auto round = [&] {
+            work(loops_.rounding(uint64_t{n_sets(op)} * op.n_heads, op.head_dim, rotates) + loops_.rounding(2 * op.n_heads_kv, op.head_dim, rotates));
+        };
+        size_t n_written = 0;
+        const auto write = [&] {
+            work(2 * op.n_heads_kv * (1 + beats));
+            writes += write_row(op, pass.rows[n_written++]);
+        };
         start(sent_[n_sent_++]);
-        work(2 * engine_.channels + round_queries() + loops_.rounding(2 * op.n_heads_kv * pass.rows.size(), op.head_dim, rotates));
+        work(2 * engine_.channels);
+        round();
         for (const Row& row : pass.rows)
             for (uint32_t head = 0; head < op.n_heads_kv; ++head) come(*done_[(head * apart(op) + cell_of(op, row) % apart(op)) % engine_.channels]);
         work(loops_.scales(pass.rows.size(), n_groups(op), apart(op)));
@@ -291,18 +299,17 @@ private:
             if (weights) work(loops_.exchange(1 + weights->n_own));
             if (keys) work(loops_.exchange(1 + query_words(op) + keys->n_own * (1 + beats)));
             start(sent_[n_sent_++]);
-            if (command == 0) {
-                for (const Row& row : pass.rows) {
-                    work(2 * op.n_heads_kv * (1 + beats));
-                    writes += write_row(op, row);
-                }
-            }
+            if (command == 0) write();
             if (values) {
                 for (uint32_t c = 0; c < values->n_channels; ++c) come(*done_[c]);
                 work(loops_.sums(queries, op.head_dim, apart(op)));
                 work(loops_.finishing(values->n_heads * queries, op.head_dim, rotates));
             }
-            if (command + 1 < n) work(engine_.channels + (of_pass[command + 1].begins_row ? round_queries() : 0));
+            if (command + 1 < n) work(engine_.channels);
+            if (command + 1 < n && of_pass[command + 1].begins_row) {
+                round();
+                write();
+            }
             if (keys || weights)
                 for (uint32_t c = 0; c < channels_of(keys, weights); ++c) come(*done_[c]);
             if (weights) work(loops_.weights(queries, weights->n_heads, apart(op)));

@@ -222,8 +222,11 @@ private:
         const uint64_t row_queries = uint64_t{heads.query_sets()} * op.n_heads;
         told_ = 0;
         const int64_t scales = forward_scales(heads);
-        work(engine_.channels + loops_.rounding(rows_.size() * 2 * op.n_heads_kv, op.head_dim, rotates) +
-             loops_.rounding(row_queries, op.head_dim, rotates) + engine_.channels);
+        const auto round_row = [&] {
+            work(loops_.rounding(2 * op.n_heads_kv, op.head_dim, rotates) + loops_.rounding(row_queries, op.head_dim, rotates));
+        };
+        work(2 * engine_.channels);
+        round_row();
         receive(scales, loops_.scales(rows_.size(), heads.groups(), heads.split()));
         for (size_t command = 0; command < units.size() + 2; ++command) {
             const Unit* const keys = command < units.size() ? &units[command] : nullptr;
@@ -234,14 +237,17 @@ private:
             if (keys) work(loops_.exchange(1 + heads.query_sets() * q * of_query + keys->n_own * (1 + chunks)));
             const int64_t summed = values ? sum_values(heads, *values, keys ? 1 + heads.query_sets() * q * of_query : 0) : 0;
             const int64_t scored = keys || weights ? score_and_weigh(heads, keys, weights) : 0;
-            if (command == 0) write_rows(op.n_heads_kv, heads);
+            if (command == 0) write_row(op.n_heads_kv, heads, rows_[0]);
             if (values) {
                 receive(summed, loops_.sums(q, op.head_dim, heads.split()));
                 work(loops_.finishing(values->n_heads * q, op.head_dim, rotates));
             }
             if (command + 1 < units.size()) {
                 work(engine_.channels);
-                if (units[command + 1].first) work(loops_.rounding(row_queries, op.head_dim, rotates));
+                if (units[command + 1].first) {
+                    round_row();
+                    write_row(op.n_heads_kv, heads, rows_[units[command + 1].row]);
+                }
             }
             if (weights) receive(scored, loops_.weights(q, weights->n_heads, heads.split()));
             if (keys) receive(scored, engine_.channels + engine_.element_cycles);
@@ -322,18 +328,16 @@ private:
     }
 
     // A key, a value and a scale of each: four bursts in every channel that gets a cell of the row, a beat a cycle.
-    void write_rows(uint32_t n_heads_kv, const Heads& heads) {
-        for (const Row& row : rows_) {
-            work(uint64_t{n_heads_kv} * 2 * (1 + heads.code_beats()));
-            const uint32_t cell = heads.cell(static_cast<uint32_t>(row.position)), place = cell / heads.split() % HETRUN_U280_KV_BLOCK;
-            for (uint32_t head = 0; head < n_heads_kv; ++head) {
-                const uint32_t number = head * heads.split() + cell % heads.split(), c = number % engine_.channels;
-                const uint64_t block = heads.block(row, cell, number / engine_.channels), scales = block + place / 16;
-                const uint64_t key = block + 4 + place * heads.code_beats();
-                for (const uint64_t beat : {scales, scales + 2}) written_ = std::max(written_, readers_[c]->write(vector_, beat, 1));
-                for (const uint64_t beat : {key, key + HETRUN_U280_KV_BLOCK * heads.code_beats()})
-                    written_ = std::max(written_, readers_[c]->write(vector_, beat, heads.code_beats()));
-            }
+    void write_row(uint32_t n_heads_kv, const Heads& heads, const Row& row) {
+        work(uint64_t{n_heads_kv} * 2 * (1 + heads.code_beats()));
+        const uint32_t cell = heads.cell(static_cast<uint32_t>(row.position)), place = cell / heads.split() % HETRUN_U280_KV_BLOCK;
+        for (uint32_t head = 0; head < n_heads_kv; ++head) {
+            const uint32_t number = head * heads.split() + cell % heads.split(), c = number % engine_.channels;
+            const uint64_t block = heads.block(row, cell, number / engine_.channels), scales = block + place / 16;
+            const uint64_t key = block + 4 + place * heads.code_beats();
+            for (const uint64_t beat : {scales, scales + 2}) written_ = std::max(written_, readers_[c]->write(vector_, beat, 1));
+            for (const uint64_t beat : {key, key + HETRUN_U280_KV_BLOCK * heads.code_beats()})
+                written_ = std::max(written_, readers_[c]->write(vector_, beat, heads.code_beats()));
         }
     }
 
