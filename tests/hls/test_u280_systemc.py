@@ -91,7 +91,7 @@ ONE_SIDED_MEMORY = ["plain.byte_fs=72000", "systemc.burst_ps=1000", "systemc.ref
 
 @pytest.mark.parametrize("setting", ONE_SIDED_MEMORY)
 def test_a_constant_of_streams_that_one_of_them_has_wrong_is_seen(model: Path, tmp_path: Path, setting: str) -> None:
-    layer = Layer("S4", 2048, 8192, 4, 4, 64)
+    layer = Layer("S8", 4096, 16384, 4, 4, 64)
     systemc, plain = run(model, tmp_path, program(layer), decode(1, 10), setting)
     assert plain["cycles"] != pytest.approx(systemc["cycles"], rel=AGREEMENT)
 
@@ -108,7 +108,7 @@ ONE_SIDED = [
     "plain.stream_floats=2",
     "systemc.norm_cycles=900",
     "plain.quantize_cycles=600",
-    "systemc.gate_cycles=2000",
+    "systemc.exchange_turns=64",
     "plain.softmax_cycles=2000",
     "systemc.element_cycles=300",
     "plain.crossing_cycles=100",

@@ -5,7 +5,7 @@ times are simulated: `alone`, with memory that never makes it wait, and `streame
 few rows waits for HBM, less what its readers have fetched during the work between matrices; of that, a matrix is
 credited its share of a layer's (the layer that a matrix of its size would belong to). So the ops of a step add up to
 the step, within 5%. Not where one or two rows attend with many queries a KV head over long contexts and the weights are
-wide: there the readers fetch weights meanwhile, which no op knows (10% too much for TinyLlama in Q8_0 behind 1,900
+wide: there the readers fetch weights meanwhile, which no op knows (11% too much for TinyLlama in Q8_0 behind 1,900
 tokens).
 """
 
@@ -139,7 +139,7 @@ def _rope(n: int, head_dim: int, n_pairs: int, n_rows: int, design: Design) -> i
 
 
 def _lanes(n_out: int, n_in: int, n_rows: int, design: Design) -> float:
-    """Of a matrix in the lanes alone. Its format is not known here: between W2S24's and Q4_0's, which are twice as many."""
+    """Of a matrix in the lanes alone. Its format is not known here: between W2S24's and Q4_0's, twice as many."""
     numbers = (("format", definition().numbers["FORMAT_S4"]), ("n_rows", n_out), ("n_columns", max(1, n_in)))
     return 0.75 * _copies("MATMUL", numbers, n_rows, replace(_shared(design), memory_factor=_ENDLESS))
 
