@@ -36,14 +36,15 @@ def program(layer: Layer, n_layers: int = 1) -> list[Instruction]:
         known.append(_matrix("EMBED", "embd", layer, layer.n_vocab, layer.n_embd))
     for number in range(n_layers):
         known += [_vector("NORM", layer.n_embd), _vector("QUANTIZE", layer.n_embd)]
-        for name, rows in (("q", q), ("k", kv), ("v", kv)):
-            known.append(_matrix("MATMUL", f"{name}{number}", layer, rows, layer.n_embd))
-        known += [_vector("ROPE", q), _vector("ROPE", kv), _attend(f"kv{number}", layer)]
-        known += [_vector("QUANTIZE", q), _matrix("MATMUL", f"o{number}", layer, layer.n_embd, q)]
-        known += [_vector("ADD", layer.n_embd), _vector("NORM", layer.n_embd), _vector("QUANTIZE", layer.n_embd)]
-        known += [_matrix("MATMUL", f"{name}{number}", layer, layer.n_ff, layer.n_embd) for name in ("gate", "up")]
-        known += [_vector("GATE", layer.n_ff), _vector("QUANTIZE", layer.n_ff)]
-        known += [_matrix("MATMUL", f"down{number}", layer, layer.n_embd, layer.n_ff), _vector("ADD", layer.n_embd)]
+        known += [_matrix("MATMUL", f"q{number}", layer, q, layer.n_embd), _rope(q, layer)]
+        known += [_matrix("MATMUL", f"k{number}", layer, kv, layer.n_embd), _rope(kv, layer)]
+        known += [_matrix("MATMUL", f"v{number}", layer, kv, layer.n_embd), _attend(f"kv{number}", layer)]
+        known += [_vector("QUANTIZE", q), _matrix("MATMUL", f"o{number}", layer, layer.n_embd, q, flag="ADD")]
+        known += [_vector("NORM", layer.n_embd), _vector("QUANTIZE", layer.n_embd)]
+        known.append(_matrix("MATMUL", f"gate{number}", layer, layer.n_ff, layer.n_embd))
+        known.append(_matrix("MATMUL", f"up{number}", layer, layer.n_ff, layer.n_embd, flag="GATE"))
+        known.append(_vector("QUANTIZE", layer.n_ff))
+        known.append(_matrix("MATMUL", f"down{number}", layer, layer.n_embd, layer.n_ff, flag="ADD"))
     if layer.n_vocab:
         known += [_vector(op, layer.n_embd, outputs=True) for op in ("SELECT", "NORM", "QUANTIZE")]
         known.append(_matrix("MATMUL", "output", layer, layer.n_vocab, layer.n_embd, outputs=True))
@@ -72,12 +73,27 @@ def _rows(outputs: bool) -> int:
 
 
 def _vector(op: str, n: int, outputs: bool = False) -> Instruction:
-    return Instruction(op, "", {"n": n, "rows": _rows(outputs)})
+    return Instruction(op, "", {"n": n, "group": n, "rows": _rows(outputs)})
 
 
-def _matrix(op: str, name: str, layer: Layer, n_rows: int, n_columns: int, outputs: bool = False) -> Instruction:
-    number = definition().numbers[f"FORMAT_{layer.format}"]
-    numbers = {"rows": _rows(outputs), "format": number, "n_rows": n_rows, "n_columns": n_columns}
+def _rope(n: int, layer: Layer) -> Instruction:
+    return Instruction(
+        "ROPE", "", {"n": n, "group": layer.head_dim, "n_pairs": layer.head_dim // 2, "rows": _rows(False)}
+    )
+
+
+def _matrix(
+    op: str, name: str, layer: Layer, n_rows: int, n_columns: int, outputs: bool = False, flag: str = ""
+) -> Instruction:
+    known = definition().numbers
+    numbers = {
+        "rows": _rows(outputs),
+        "n_rows": n_rows,
+        "n_columns": n_columns,
+        "format": known[f"FORMAT_{layer.format}"],
+    }
+    if flag:
+        numbers["flags"] = known[f"FLAG_{flag}"]
     return Instruction(op, "", numbers, name, (Place.VALUE, name) if outputs else None)
 
 

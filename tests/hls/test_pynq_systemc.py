@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from require import missing, require_tool
+from systemc_model import AGREEMENT, Counts, both, compiled
 
 from hetrun_pynq_z1.definition import definition, super_blocks
 from hetrun_pynq_z1.timing import matmul_cycles
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-INSTALL = "sudo apt-get install -y libsystemc-dev"
-AGREEMENT = 0.01
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program of kernels/pynq_z1/systemc."""
-    compiler = require_tool("g++", "sudo apt-get install -y g++")
-    includes = [compiler, "-x", "c++", "-E", "-include", "systemc", "/dev/null"]
-    if subprocess.run(includes, capture_output=True).returncode:
-        missing("SystemC", INSTALL)
-    program = tmp_path_factory.mktemp("systemc") / "pynq_z1_systemc"
-    sources = [KERNELS / "pynq_z1" / path for path in ("systemc/main.cpp", "timing/timing.cpp", "timing/matmul.cpp")]
-    sources.append(KERNELS / "pynq_z1/timing/secda.cpp")
-    options = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS / 'include'}"]
-    command = [compiler, *options, *map(str, sources), "-lsystemc", "-o", str(program)]
-    subprocess.run(command, check=True, timeout=300)
-    return program
+    target = tmp_path_factory.mktemp("systemc") / "pynq_z1_systemc"
+    return compiled(target, "pynq_z1", ("timing/timing.cpp", "timing/matmul.cpp", "timing/secda.cpp"))
 
 
 def ring_of(name: str, n_rows: int, n_columns: int, n_tokens: int, mode: str = "WRITE") -> list[str]:
@@ -47,15 +31,9 @@ def ring_of(name: str, n_rows: int, n_columns: int, n_tokens: int, mode: str = "
     return ring
 
 
-def run(
-    model: Path, shape: tuple[str, int, int, int], *settings: str, mode: str = "WRITE"
-) -> tuple[dict[str, int], dict[str, int]]:
+def run(model: Path, shape: tuple[str, int, int, int], *settings: str, mode: str = "WRITE") -> tuple[Counts, Counts]:
     """Of the SystemC model, and of the cycle model with the same constants."""
-    command = [str(model), *settings, *ring_of(*shape, mode)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    both = json.loads(result.stdout.splitlines()[-1])
-    return both["systemc"], both["plain"]
+    return both(model, *settings, *ring_of(*shape, mode))
 
 
 DECODE = ("Q3_K", 2048, 2048, 1)

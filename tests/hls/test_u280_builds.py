@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 ENGINE = builds.KERNELS / "alveo_u280"
 PACK = ENGINE / "host/pack.cpp"
 LINKED = HERE / "u280_linked.cpp"
+STREAMS = ("FIFO", "RUNS", "BEATS", "COMMANDS", "RESULTS", "TURNS", "ORDERS", "WRITES", "DONE")
 
 
 def run_with(library: Path, tests: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,14 +70,12 @@ def test_streams_of_their_declared_depth_do_not_deadlock(bounded: Path) -> None:
 
 def test_readers_need_no_fifo_to_be_right(bounded: Path) -> None:
     """Depth buys time only: with one beat, and one order, of each stream nothing hangs."""
-    depths = {
-        f"HETRUN_FABRIC_DEPTH_{name}": "1" for name in ("BEATS", "COMMANDS", "RESULTS", "ORDERS", "WRITES", "DONE")
-    }
+    depths = {f"HETRUN_FABRIC_DEPTH_{name}": "1" for name in STREAMS}
     result = run_with(bounded, "(matmul and 19- and Q4_1) or reaches or refused and ATTEND and hbm", **depths)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("stream", ["BEATS", "COMMANDS", "RESULTS", "ORDERS", "WRITES", "DONE"])
+@pytest.mark.parametrize("stream", STREAMS)
 def test_a_stream_without_room_is_named(bounded: Path, stream: str) -> None:
     result = run_with(bounded, "specification and 2-37-kv4- and 9-3-64", **{f"HETRUN_FABRIC_DEPTH_{stream}": "0"})
     assert result.returncode == 42

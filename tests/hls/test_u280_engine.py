@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import u280_order
 from u280_order import Weight, random_rows
-from u280_rig import Card, Floats, instruction, random_floats, same, status, tokens
+from u280_rig import Card, Floats, instruction, numbers, random_floats, same, status, tokens
 
 PASS = 8
 
@@ -44,6 +44,42 @@ def test_a_matmul_has_the_bits_of_the_specification(name: str, rows: int) -> Non
                 y = mapped(card, x, *ops, n_out=n, at=4096)
                 assert same(y, u280_order.matmul(Weight.of(name, blocks), x)), (columns, n)
                 card.hbm_used, card.ddr_used = 0, 2
+
+
+@pytest.mark.parametrize("rows", [1, 3, 11])
+@pytest.mark.parametrize("name", ["W2S24", "Q8_0"])
+def test_results_meet_another_value_as_they_come(name: str, rows: int) -> None:
+    """More rows than the results of all channels at once, and not whole blocks."""
+    rng, columns, n = np.random.default_rng(rows), 64, 1100
+    blocks, x = random_rows(rng, name, n, columns), random_floats(rng, rows, columns)
+    other = random_floats(rng, rows, n)
+    with Card() as card:
+        weight, beat = card.put_weight(name, blocks, columns), card.put_ddr(other)
+        y = u280_order.matmul(Weight.of(name, blocks), x)
+        load = instruction("LOAD", dst=4096, n=n, ddr=beat, stride=n)
+        with np.errstate(all="ignore"):
+            made = {"ADD": u280_order.flushed(other + y), "GATE": u280_order.silu_times(other, y)}
+        for flag, expected in made.items():
+            for dst in (4096, 8192):  # in the place of the other, or apart
+                op = instruction("MATMUL", weight, dst=dst, b=4096, flags=numbers()[f"FLAG_{flag}"])
+                found = mapped(card, x, load, instruction("QUANTIZE", a=0, n=columns), op, n_out=n, at=dst)
+                assert same(found, expected), (flag, dst)
+
+
+@pytest.mark.parametrize("rows", [1, 11])
+def test_matmuls_behind_one_another_each_have_their_weight(rows: int) -> None:
+    """Of other formats and sizes, with an op between the first two."""
+    rng, columns = np.random.default_rng(rows), 256
+    x = random_floats(rng, rows, columns)
+    shapes = {"Q4_1": 130, "W2S24": 1100, "Q6_K": 45}
+    with Card() as card:
+        ops = [instruction("QUANTIZE", a=0, n=columns)]
+        for i, (name, n) in enumerate(shapes.items()):
+            blocks = random_rows(rng, name, n, columns)
+            ops.append(instruction("MATMUL", card.put_weight(name, blocks, columns), dst=4096 * (i + 1)))
+            ops += [instruction("SCALE", a=4096, dst=4096, n=n, f0=1.0)] if i == 0 else []
+            y = mapped(card, x, *ops, n_out=n, at=4096 * (i + 1))
+            assert same(y, u280_order.matmul(Weight.of(name, blocks), x)), name
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 11])

@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from require import missing, require_tool
+from systemc_model import AGREEMENT, Counts, both, compiled
 from u280_steps import Layer, decode, encoded, prefill, program
 
 from hetrun_alveo_u280.instruction import Instruction
 from hetrun_alveo_u280.timing import Row
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-INSTALL = "sudo apt-get install -y libsystemc-dev"
-AGREEMENT = 0.01
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program of kernels/alveo_u280/systemc."""
-    compiler = require_tool("g++", "sudo apt-get install -y g++")
-    includes = [compiler, "-x", "c++", "-E", "-include", "systemc", "/dev/null"]
-    if subprocess.run(includes, capture_output=True).returncode:
-        missing("SystemC", INSTALL)
-    binary = tmp_path_factory.mktemp("systemc") / "alveo_u280_systemc"
-    sources = [KERNELS / "alveo_u280" / path for path in ("systemc/main.cpp", "timing/step.cpp", "timing/defaults.cpp")]
-    options = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *options, *map(str, sources), "-lsystemc", "-o", str(binary)], check=True, timeout=300)
-    return binary
+    target = tmp_path_factory.mktemp("systemc") / "alveo_u280_systemc"
+    return compiled(target, "alveo_u280", ("timing/step.cpp", "timing/defaults.cpp"))
 
 
-def run(
-    model: Path, folder: Path, steps: list[Instruction], rows: list[Row], *settings: str
-) -> tuple[dict[str, int], dict[str, int]]:
+def run(model: Path, folder: Path, steps: list[Instruction], rows: list[Row], *settings: str) -> tuple[Counts, Counts]:
     """Of the SystemC model, and of the cycle model with the same constants."""
     files = [folder / "program", folder / "rows"]
     for path, data in zip(files, encoded(steps, rows), strict=True):
         path.write_bytes(data)
-    result = subprocess.run([model, *settings, *files], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    both = json.loads(result.stdout.splitlines()[-1])
-    return both["systemc"], both["plain"]
+    return both(model, *settings, *files)
 
 
 SMALL = Layer("S4", 576, 1536, 9, 3, 64, n_vocab=2048)
@@ -87,8 +68,8 @@ SETTINGS = [
     ("pass_tokens=2",),
     ("vector_floats=16",),
     ("stall_factor=3",),
-    ("softmax_scores=4",),
-    ("result_groups=1", "stream_floats=2"),
+    ("exchange_turns=32",),
+    ("result_beats=1", "stream_floats=2"),
     ("clock_ps=3333",),
     ("hit_ps=300000",),
     ("refresh_ps=0",),
@@ -110,7 +91,7 @@ ONE_SIDED_MEMORY = ["plain.byte_fs=72000", "systemc.burst_ps=1000", "systemc.ref
 
 @pytest.mark.parametrize("setting", ONE_SIDED_MEMORY)
 def test_a_constant_of_streams_that_one_of_them_has_wrong_is_seen(model: Path, tmp_path: Path, setting: str) -> None:
-    layer = Layer("S4", 2048, 8192, 4, 4, 64)
+    layer = Layer("S8", 4096, 16384, 4, 4, 64)
     systemc, plain = run(model, tmp_path, program(layer), decode(1, 10), setting)
     assert plain["cycles"] != pytest.approx(systemc["cycles"], rel=AGREEMENT)
 
@@ -125,10 +106,9 @@ ONE_SIDED = [
     "systemc.vector_floats=32",
     "plain.gate_floats=4",
     "plain.stream_floats=2",
-    "systemc.softmax_scores=4",
     "systemc.norm_cycles=900",
     "plain.quantize_cycles=600",
-    "systemc.gate_cycles=2000",
+    "systemc.exchange_turns=64",
     "plain.softmax_cycles=2000",
     "systemc.element_cycles=300",
     "plain.crossing_cycles=100",

@@ -11,6 +11,15 @@
 
 using namespace hetrun::u280;
 
+#ifdef HETRUN_FABRIC_COUNT
+// Of the last launch: what the loops of vector have taken, and those of each channel's lanes.
+uint64_t counted[1 + kChannels];
+extern "C" uint64_t hetrun_u280_counted(uint32_t process) { return counted[process]; }
+#define COUNTED(process) counted[process] = pipeline_cycles()
+#else
+#define COUNTED(process) static_cast<void>(process)
+#endif
+
 struct hetrun_u280_card {
     Beat* channels[kChannels];
     Beat* ddr;
@@ -35,7 +44,10 @@ struct Links {
         }
         for (uint32_t c = 0; c < kChannels; ++c) {
             lanes[c].reset(new Lanes);
-            all.push_back([this, c] { channel(*lanes[c], to[c], beats[c], from[c]); });
+            all.push_back([this, c] {
+                channel(*lanes[c], to[c], beats[c], from[c]);
+                COUNTED(1 + c);
+            });
         }
         return all;
     }
@@ -66,13 +78,19 @@ void run(hetrun_u280_card& card, const Launch& launch) {
     auto links = std::make_unique<Links>();
     auto vector = std::make_unique<Vector>();
     OrderStream orders[kChannels + 1];
+    FifoStream fifos[kChannels];
+    RunStream runs[kChannels];
     WriteStream writes;
     DoneStream done;
     std::vector<std::function<void()>> processes = links->processes();
     processes.push_back([&] { fetcher(card.ddr, launch, card.limits, orders[0], done); });
-    for (uint32_t c = 0; c < kChannels; ++c) processes.push_back([&, c] { reader(card.channels[c], c, orders[c], orders[c + 1], links->beats[c]); });
+    for (uint32_t c = 0; c < kChannels; ++c) {
+        processes.push_back([&, c] { reader(card.channels[c], c, orders[c], orders[c + 1], runs[c], fifos[c]); });
+        processes.push_back([&, c] { pass_beats(runs[c], fifos[c], links->beats[c]); });
+    }
     processes.push_back([&] {
         vector_process(*vector, card.ddr, bits_of(launch.report), orders[kChannels], links->commands, links->results, writes);
+        COUNTED(0);
     });
     processes.push_back([&] {
         writer(writes, done, [&](const HbmWrite& write) { card.channels[write.channel][write.beat] = write.data; });

@@ -217,7 +217,7 @@ class KvCache:
             x = hadamard(x) if self.rotated else x
             least, greatest = x.min(axis=2), x.max(axis=2)
             scale = ((greatest - least) / np.float32(15)).astype(np.float16).astype(np.float32)
-            minimum = least.astype(np.float16).astype(np.float32)
+            minimum = (least + np.float32(0)).astype(np.float16).astype(np.float32)  # never the zero below zero
             inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
             steps = (x - minimum[..., None]) * inverse[..., None]
             codes = np.floor(np.clip(steps, 0, 15) + np.float32(0.5))
@@ -269,7 +269,7 @@ class KvCache:
             if not own:
                 weights.append(mine)
                 continue
-            p = exp_of_minus(flushed(largest - mine))
+            p = exp_of_minus(np.abs(flushed(largest - mine)))  # zeros may be below zero
             weights.append(flushed(p * s[:, 1]))
             total = flushed(total + self._summed(p))
             least = flushed(least + self._summed(flushed(p * m[:, 1])))
@@ -282,7 +282,7 @@ class KvCache:
             if own:
                 acc += np.rint(flushed(w * inverse)).astype(np.int64) @ v[:, 1].astype(np.int64)
         step = flushed(top / np.float32(4095))
-        return flushed(flushed(flushed(acc.astype(np.float32) * step) + least) / total)
+        return flushed(flushed(flushed(acc.astype(np.float32) * step) + least) * flushed(np.float32(1) / total))
 
     @staticmethod
     def _summed(x: Floats) -> np.float32:

@@ -25,9 +25,9 @@ Bytes = npt.NDArray[np.uint8]
 _WORDS = (
     "op", "rows", "flags", "format", "a", "b", "c", "dst", "n", "n_rows", "n_columns", "group", "hbm", "ddr", "stride",
     "n_pairs", "f0", "n_heads", "n_heads_kv", "head_dim", "n_slots", "n_cells", "n_ctx", "sink", "window", "d",
-    "max_position",
+    "max_position", "next_rows", "next_format",
 )  # fmt: skip
-INSTRUCTION = np.dtype([(name, "<f4" if name == "f0" else "<u4") for name in _WORDS] + [("reserved", "<u4", 5)])
+INSTRUCTION = np.dtype([(name, "<f4" if name == "f0" else "<u4") for name in _WORDS] + [("reserved", "<u4", 3)])
 REPORT = np.dtype(
     [(n, "<u4") for n in ("version", "status", "instruction", "n_passes")]
     + [(n, "<u8") for n in ("cycles", "weight_beats", "kv_beats", "stall_cycles")]

@@ -14,7 +14,7 @@ from hetrun.device import Cost, Segment, Unsupported
 from hetrun.errors import DeviceError
 from hetrun.model.options import GraphOptions
 from hetrun.model.shape import load_shape
-from hetrun.ops import Add, MatMul, Op, RmsNorm, Rope, Scale, SoftCap, Value, Workload
+from hetrun.ops import Add, GatedActivation, MatMul, Op, RmsNorm, Rope, Scale, SoftCap, Value, Workload
 from hetrun.plugins import Registry
 from hetrun.testing.cases import Heads, attention_op, weight
 from hetrun_alveo_u280 import definition as definitions
@@ -51,8 +51,41 @@ X = Value("x", 64)
 
 def test_matmuls_of_the_same_value_share_its_codes() -> None:
     q, k = matmul("q", X), matmul("k", X)
-    program = compiled(q, k, Add("sum", q.output, k.output))
-    assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "MATMUL", "ADD", "STORE", "END"]
+    program = compiled(q, k, Scale("end", k.output, 2.0), outputs=("q", "end"))
+    assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "MATMUL", "SCALE", "STORE", "END"]
+
+
+@pytest.mark.parametrize("flag", ["FLAG_ADD", "FLAG_GATE"])
+def test_what_alone_reads_the_matmul_before_it_is_made_of_its_results(flag: str) -> None:
+    other, last = matmul("other", X), matmul("last", X)
+    read = last.output, other.output
+    reader = Add("y", *read) if flag == "FLAG_ADD" else GatedActivation("y", other.output, last.output, "silu")
+    program = compiled(other, last, reader)
+    assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "MATMUL", "STORE", "END"]
+    first, joined = (i.numbers for i in program.instructions if i.op == "MATMUL")
+    assert joined["flags"] == definition().numbers[flag] and joined["b"] == first["dst"] != joined["dst"]
+    check_extents(program, definition().numbers["VECTOR_FLOATS"])
+    # Not where something else reads it, nor where it is the gate.
+    for ops, outputs in (
+        ((other, last, reader), ("y", "last")),
+        ((other, last, reader, Scale("more", last.output, 2.0)), ("y", "more")),
+        ((other, last, matmul("between", other.output), reader), ("y", "between")),
+    ):
+        apart = compiled(*ops, outputs=outputs)
+        assert names(apart).count(flag.removeprefix("FLAG_")) == 1
+    swapped = GatedActivation("y", last.output, other.output, "silu")
+    assert "GATE" in names(compiled(other, last, swapped))
+
+
+def test_rotations_stand_before_the_last_matmul_of_their_value() -> None:
+    """The lanes do it meanwhile. What reads that matmul stays behind it."""
+    q, k, v = (matmul(name, X) for name in "qkv")
+    rotations = [Rope(f"{m.name}_rope", m.output, 64, "half", (1.0, 0.1)) for m in (q, k)]
+    end = [Add("a", rotations[0].output, rotations[1].output), Add("b", v.output, v.output)]
+    program = compiled(q, k, v, *rotations, *end, outputs=("a", "b"))
+    assert [i.source for i in program.instructions if i.op in ("MATMUL", "ROPE")] == ["q", "q_rope", "k", "k_rope", "v"]
+    of_last = compiled(q, k, Rope("r", k.output, 64, "half", (1.0, 0.1)), Scale("s", q.output, 2.0), outputs=("r", "s"))
+    assert [i.op for i in of_last.instructions if i.op != "STORE"][2:6] == ["MATMUL", "MATMUL", "ROPE", "SCALE"]
 
 
 def test_another_value_s_codes_take_their_place() -> None:
@@ -117,7 +150,8 @@ def extents(program: U280Program) -> Iterator[tuple[Instruction, list[tuple[int,
             case "EMBED":
                 yield i, [], (int(n["dst"]), int(n["n_columns"]))
             case "MATMUL":
-                yield i, [], (int(n["dst"]), int(n["n_rows"])) if "dst" in n else None
+                reads = [(int(n["b"]), int(n["n_rows"]))] if n.get("flags") else []
+                yield i, reads, (int(n["dst"]), int(n["n_rows"])) if "dst" in n else None
             case "ATTEND":
                 q, kv = int(n["n_heads"] * n["head_dim"]), int(n["n_heads_kv"] * n["head_dim"])
                 reads = [(int(n["a"]), q), (int(n["d"]), q), (int(n["b"]), kv), (int(n["c"]), kv)]
@@ -138,7 +172,7 @@ def check_extents(program: U280Program, n_floats: int) -> None:
             assert held.get(first) == n, f"{instruction.source}: {instruction.op} reads {n} floats at {first}: {held}"
         if made:
             first, n = made
-            assert first % 16 == 0 and first >= 0 and first + n <= n_floats
+            assert first % 64 == 0 and first >= 0 and first + n <= n_floats
             assert all(first >= a + length or first + n <= a for a, length in reads), "an operand is overwritten"
             held = {a: length for a, length in held.items() if a + length <= first or first + n <= a}
             held[first] = n
@@ -161,8 +195,8 @@ def test_a_whole_model_is_one_program_without_stores() -> None:
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Definition]:
-    """The vector memory holds 6 values of 16 floats."""
-    small = replace(definition(), numbers={**definition().numbers, "VECTOR_FLOATS": 96})
+    """The vector memory holds 6 values of 64 floats."""
+    small = replace(definition(), numbers={**definition().numbers, "VECTOR_FLOATS": 384})
     for module in ("lower", "refusal"):
         monkeypatch.setattr(f"hetrun_alveo_u280.{module}.definition", lambda: small)
     yield small
@@ -170,13 +204,13 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Definition]:
 
 def test_values_without_room_wait_in_ddr(small_memory: Definition) -> None:
     """Eight values that are all read at the end: those read last give way, each stored once and loaded again."""
-    x = Value("x", 16)
+    x = Value("x", 64)
     made = [Scale(f"s{i}", x, float(i)) for i in range(8)]
     sums: list[Add] = []
     for op in reversed(made):
         sums.append(Add(f"a{op.name}", sums[-1].output if sums else x, op.output))
     program = compiled(*made, *sums)
-    check_extents(program, 96)
+    check_extents(program, 384)
     # s5 to s7 and the first sum each take the place of what is read last.
     assert [v.name for v in program.spilled] == ["s0", "s1", "s2", "s3"]
     counts = Counter(i.op for i in program.instructions)
@@ -184,20 +218,20 @@ def test_values_without_room_wait_in_ddr(small_memory: Definition) -> None:
 
 
 def test_scattered_operands_make_room_together(small_memory: Definition) -> None:
-    """A value of 48 floats is loaded behind another, so that beside it 48 are free in two pieces."""
-    before = Scale("before", Value("x", 16), 2.0)
-    wide = Scale("wide", Value("y", 48), 2.0)
+    """A value of 192 floats is loaded behind another, so that beside it 192 are free in two pieces."""
+    before = Scale("before", Value("x", 64), 2.0)
+    wide = Scale("wide", Value("y", 192), 2.0)
     program = compiled(before, wide, Scale("after", before.output, 3.0), outputs=("wide", "after"))
-    check_extents(program, 96)
+    check_extents(program, 384)
     assert [i.ddr[1] for i in program.instructions if i.op == "LOAD" and i.ddr] == ["x", "y", "y", "before"]
 
 
 def test_a_value_that_gives_way_twice_is_stored_once(small_memory: Definition) -> None:
-    p = Scale("p", Value("x", 16), 2.0)
-    first, second = (Scale(f"all{i}", Value(f"y{i}", 48), 2.0) for i in range(2))
+    p = Scale("p", Value("x", 64), 2.0)
+    first, second = (Scale(f"all{i}", Value(f"y{i}", 192), 2.0) for i in range(2))
     twice = Add("twice", p.output, p.output)
     program = compiled(p, first, twice, second, Add("end", p.output, twice.output), outputs=("all0", "all1", "end"))
-    check_extents(program, 96)
+    check_extents(program, 384)
     assert [v.name for v in program.spilled] == ["p", "twice"]
     stored = [i.ddr[1] for i in program.instructions if i.op == "STORE" and i.ddr]
     assert stored == ["p", "all0", "twice", "all1", "end"]
@@ -233,6 +267,9 @@ MOST = 16_384
         (attention_op(Heads(2, 2, 512), "kv4"), "an even size up to 256"),
         (attention_op(Heads(160, 2, 32), "kv4"), "160 heads; the engine takes up to 128"),
         (attention_op(Heads(160, 160, 32), "kv4"), "160 heads; the engine takes up to 128"),
+        (attention_op(Heads(34, 2, 32), "kv4"), "17 queries of a KV head of 32; the engine takes 16 of up to 128"),
+        (attention_op(Heads(18, 2, 256), "kv4"), "9 queries of a KV head of 256; the engine takes 16 of up to 128"),
+        (attention_op(Heads(120, 20, 32), "kv4", n_ctx=8192), "6 queries each; the engine keeps 32768 scores"),
         (attention_op(Heads(), "kv4", n_ctx=8193), "keeps scores of 8192: --ctx 8192, or --attention sink=4,window="),
         (attention_op(Heads(64, 64, 128), "kv4", n_ctx=8192, n_slots=256), "is more than the card's HBM"),
     ],

@@ -30,6 +30,10 @@ struct Cache {
     // KV head of a channel in a group; n_heads_kv or more for none.
     uint32_t head(uint32_t channel, uint32_t group) const { return (group * kChannels + channel) / layout.stripes; }
     uint32_t stripe_of(uint32_t channel, uint32_t group) const { return (group * kChannels + channel) % layout.stripes; }
+    // Whether the cell of a row stands in a channel and group.
+    bool owns(const Row& row, uint32_t channel, uint32_t group) const {
+        return head(channel, group) < n_heads_kv && stripe_of(channel, group) == stripe(static_cast<uint32_t>(row.position));
+    }
 };
 
 // Places of a stripe among cells [from, to).

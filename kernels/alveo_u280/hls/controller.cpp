@@ -52,17 +52,53 @@ extern "C" void hetrun_u280_controller(HETRUN_U280_EACH_CHANNEL(HETRUN_U280_CHAN
 #pragma HLS ARRAY_PARTITION variable = results complete
     using namespace hetrun::u280;
     static Vector vector;
-#pragma HLS BIND_STORAGE variable = vector.memory type = ram_2p impl = uram
-#pragma HLS ARRAY_PARTITION variable = vector.memory cyclic factor = 64 dim = 2
+    // Words of 64 floats: 32 banks of pairs, two accesses a cycle each.
+#pragma HLS AGGREGATE variable = vector.memory compact = bit
+#pragma HLS ARRAY_PARTITION variable = vector.memory complete dim = 3
+#pragma HLS BIND_STORAGE variable = vector.memory type = ram_t2p impl = uram
+#pragma HLS AGGREGATE variable = vector.constants compact = bit
+#pragma HLS ARRAY_PARTITION variable = vector.constants complete dim = 2
+#pragma HLS BIND_STORAGE variable = vector.constants type = ram_2p impl = bram
+#pragma HLS AGGREGATE variable = vector.attending.heads compact = bit
+#pragma HLS ARRAY_PARTITION variable = vector.attending.heads complete dim = 2
+#pragma HLS BIND_STORAGE variable = vector.attending.heads type = ram_t2p impl = bram
+    // Attention: what the kernels of lanes are told side by side is apart.
+#pragma HLS ARRAY_PARTITION variable = vector.attending.own.word block factor = 8 dim = 4
+#pragma HLS ARRAY_PARTITION variable = vector.attending.own.codes block factor = 8 dim = 4
+#pragma HLS BIND_STORAGE variable = vector.attending.own.codes type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = vector.attending.own.scales block factor = 8 dim = 4
+#pragma HLS BIND_STORAGE variable = vector.attending.own.scales type = ram_2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = vector.attending.queries.beats complete dim = 1
+#pragma HLS BIND_STORAGE variable = vector.attending.queries.beats type = ram_t2p impl = bram
+#pragma HLS ARRAY_PARTITION variable = vector.attending.units complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = vector.attending.largest complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = vector.attending.inverse complete dim = 1
+#pragma HLS BIND_STORAGE variable = vector.attending.largest type = ram_s2p impl = lutram
+#pragma HLS BIND_STORAGE variable = vector.attending.inverse type = ram_s2p impl = lutram
+#pragma HLS ARRAY_PARTITION variable = vector.attending.partial complete dim = 3
+#pragma HLS ARRAY_PARTITION variable = vector.attending.partial block factor = 8 dim = 1
+#pragma HLS ARRAY_PARTITION variable = vector.attending.partial cyclic factor = 5 dim = 2
+#pragma HLS ARRAY_PARTITION variable = vector.attending.sums complete dim = 2
+#pragma HLS ARRAY_RESHAPE variable = vector.attending.sums complete dim = 3
+#pragma HLS BIND_STORAGE variable = vector.attending.sums type = ram_2p impl = bram
     OrderStream orders[kChannels + 1];
 #pragma HLS ARRAY_PARTITION variable = orders complete
+    // 256 KiB of a reader, which it fills ahead: eight URAMs side by side.
+    FifoStream fifos[kChannels];
+#pragma HLS ARRAY_PARTITION variable = fifos complete
+#pragma HLS BIND_STORAGE variable = fifos type = fifo impl = uram
+    RunStream runs[kChannels];
+#pragma HLS ARRAY_PARTITION variable = runs complete
+#pragma HLS BIND_STORAGE variable = runs type = fifo impl = bram
     WriteStream writes;
     DoneStream done;
     constexpr Limits limits{HETRUN_U280_CHANNEL_BYTES / HETRUN_U280_BEAT_BYTES, HETRUN_U280_DDR_BYTES / HETRUN_U280_BEAT_BYTES};
     const Launch launch{version, program, rows, n_tokens, token, position, slot, output, report};
 #pragma HLS DATAFLOW
     fetcher(ddr, launch, limits, orders[0], done);
-#define HETRUN_U280_CHANNEL(c) reader(channel##c, c, orders[c], orders[c + 1], beats[c]);
+#define HETRUN_U280_CHANNEL(c)                                              \
+    reader(channel##c, c, orders[c], orders[c + 1], runs[c], fifos[c]); \
+    pass_beats(runs[c], fifos[c], beats[c]);
     HETRUN_U280_EACH_CHANNEL(HETRUN_U280_CHANNEL)
 #undef HETRUN_U280_CHANNEL
     vector_process(vector, ddr_vector, static_cast<uint32_t>(report), orders[kChannels], commands, results, writes);

@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #define HETRUN_U280_VERSION 1          // of this file; the engine checks it against the launch's argument
-#define HETRUN_U280_CLOCK_HZ 250000000 // of the fabric
+#define HETRUN_U280_CLOCK_HZ 266000000 // of the fabric
 #define HETRUN_U280_CHANNELS 32        // HBM pseudo-channels with a reader and lanes
 #define HETRUN_U280_CHANNEL_BYTES 268435456  // of a pseudo-channel
 #define HETRUN_U280_DDR_BYTES 17179869184  // of DDR[0]
@@ -26,8 +26,10 @@
 #define HETRUN_U280_VECTOR_FLOATS 65536 // of a row of the vector memory
 #define HETRUN_U280_MAX_COLUMNS 16384  // of activations
 #define HETRUN_U280_MAX_CELLS 8192     // of a KV slot: scores of a head are kept on the chip
+#define HETRUN_U280_MAX_SCORES 32768   // of a channel and KV head: its cells times its queries
 #define HETRUN_U280_MAX_HEAD_DIM 256
 #define HETRUN_U280_MAX_HEADS 128      // of queries
+#define HETRUN_U280_MAX_QUERIES 16     // of a KV head, times the beats of a key: a channel's sums of values
 #define HETRUN_U280_MAX_PASSES 4096    // of a launch
 #define HETRUN_U280_ACTIVATION_BLOCK 32 // columns that share an exponent
 #define HETRUN_U280_MAX_EXPONENT 7     // of a block: its codes count 2^exponent steps of the token's scale
@@ -60,7 +62,7 @@
 //   2 beats: scale and minimum of 32 keys (binary16 pairs) | 2 beats: of values | keys | values
 // Regions of a slot follow one another, slots follow one another. (slot, group) -> slot * n_groups + group.
 
-// Instructions. Operands a, b, c, d, dst: first float of a value in a row of the vector memory, a multiple of 16. A row is a token of the
+// Instructions. Operands a, b, c, d, dst: first float of a value in a row of the vector memory, a multiple of 64. A row is a token of the
 // pass; with rows = OUTPUTS only tokens whose logits are wanted have it, in order, from row 0 on. In the DDR a token's row is the one of
 // its number in the step, an output's that of its number among outputs. What reads and writes may be the same place, or apart.
 #define HETRUN_U280_OP_END 0
@@ -70,7 +72,7 @@
 #define HETRUN_U280_OP_NORM 4     // dst <- a / sqrt(mean(a^2) + f0) * weights in DDR (ddr), in groups of `group`; n
 #define HETRUN_U280_OP_QUANTIZE 5 // activations <- a, n columns
 #define HETRUN_U280_OP_MATMUL 6   // dst, or DDR where `ddr` is not 0, <- activations x weight (hbm, format, n_rows, n_columns); as many
-                                  // columns and the same rows as the last QUANTIZE of the pass
+                                  // columns and the same rows as the last QUANTIZE of the pass. Flags: dst <- of it and b
 #define HETRUN_U280_OP_BIAS 7     // dst <- a + vector in DDR (ddr); n
 #define HETRUN_U280_OP_ADD 8      // dst <- a + b; n
 #define HETRUN_U280_OP_SCALE 9    // dst <- a * f0; n
@@ -87,6 +89,8 @@
 // Flags of an instruction.
 #define HETRUN_U280_FLAG_HALF 1      // ROPE: pair i is (i, i + n_pairs), not (2i, 2i + 1)
 #define HETRUN_U280_FLAG_HADAMARD 2  // ATTEND: keys and values are rotated before they are rounded (kv4h)
+#define HETRUN_U280_FLAG_GATE 4      // MATMUL: dst <- silu(b) * (activations x weight)
+#define HETRUN_U280_FLAG_ADD 8       // MATMUL: dst <- b + activations x weight
 
 #define HETRUN_U280_STATUS_OK 0
 #define HETRUN_U280_STATUS_BAD_VERSION 1
@@ -131,7 +135,8 @@ struct Instruction {
     uint32_t n_slots, n_cells, n_ctx, sink, window;
     uint32_t d;                   // ATTEND: queries that meet the keys of positions below `sink`; as `a` where there are none of their own
     uint32_t max_position;        // ROPE: positions beyond it count as it
-    uint32_t reserved[5];
+    uint32_t next_rows, next_format;  // MATMUL: of the next with the same activations, 0 rows for none. fetch (ahead.h) fills them in
+    uint32_t reserved[3];
 };
 static_assert(sizeof(Instruction) == 128, "two beats");
 

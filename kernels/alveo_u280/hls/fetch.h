@@ -1,6 +1,7 @@
 // The program: fetched pass by pass, and checked before any other process sees it, so that none must.
 #pragma once
 
+#include "ahead.h"
 #include "cells.h"
 #include "flow.h"
 
@@ -18,8 +19,8 @@ struct Quantized {
 
 constexpr uint32_t kVectorFloats = HETRUN_U280_VECTOR_FLOATS;
 
-// A value of n floats in the vector memory begins at a whole beat.
-inline bool fits(uint32_t first, uint32_t n) { return first % kFloats == 0 && first <= kVectorFloats && n <= kVectorFloats - first; }
+// A value of n floats in the vector memory begins at a whole word.
+inline bool fits(uint32_t first, uint32_t n) { return first % kCodes == 0 && first <= kVectorFloats && n <= kVectorFloats - first; }
 
 // `rows` rows of n floats at a beat of the DDR, the first of number `first`.
 inline bool fits_ddr(const Limits& limits, uint32_t beat, uint64_t first, uint64_t rows, uint32_t stride, uint32_t n) {
@@ -49,6 +50,7 @@ inline uint32_t problem_of_attend(const Instruction& i, const Pass& pass, const 
     constexpr uint32_t bad = HETRUN_U280_STATUS_BAD_SHAPE;
     if (i.head_dim == 0 || i.head_dim > kMaxHeadDim || i.head_dim % 2 != 0) return bad;
     if (i.n_heads == 0 || i.n_heads > kMaxHeads || i.n_heads_kv == 0 || i.n_heads % i.n_heads_kv != 0) return bad;
+    if (i.n_heads / i.n_heads_kv * divided(i.head_dim, 128) > kMaxQueries) return bad;
     if ((i.flags & HETRUN_U280_FLAG_HADAMARD) != 0 && (i.head_dim & (i.head_dim - 1)) != 0) return bad;
     if (i.n_slots == 0 || i.n_cells == 0 || i.n_cells > HETRUN_U280_MAX_CELLS || i.n_ctx < i.n_cells || i.n_ctx > 1u << 30) return bad;
     // A ring holds all that a query sees.
@@ -108,7 +110,7 @@ inline uint32_t problem_of(const Instruction& i, const Pass& pass, const Limits&
             return fits(i.dst, i.n_columns) ? ok : bad;
         }
         case HETRUN_U280_OP_NORM:
-            return unary && i.group != 0 && i.group <= kMaxColumns && i.n % i.group == 0 && fits_ddr(limits, i.ddr, 0, 1, 0, i.group) ? ok : bad;
+            return unary && i.group != 0 && i.group <= kMaxColumns && i.n % i.group == 0 && (i.group % 2 == 0 || i.group == i.n) && fits_ddr(limits, i.ddr, 0, 1, 0, i.group) ? ok : bad;
         case HETRUN_U280_OP_QUANTIZE:
             quantized = {i.n, i.rows};
             return i.n != 0 && i.n <= kMaxColumns && fits(i.a, i.n) ? ok : bad;
@@ -116,6 +118,8 @@ inline uint32_t problem_of(const Instruction& i, const Pass& pass, const Limits&
             const uint32_t status = problem_of_weight(i, limits);
             if (status != ok) return status;
             if (i.n_columns != quantized.n_columns || i.rows != quantized.rows) return bad;
+            const bool gates = (i.flags & HETRUN_U280_FLAG_GATE) != 0, adds = (i.flags & HETRUN_U280_FLAG_ADD) != 0;
+            if ((gates && adds) || ((gates || adds) && (i.ddr != 0 || !fits(i.b, i.n_rows)))) return bad;
             return i.ddr != 0 ? (fits_rows(limits, i, pass, i.n_rows) ? ok : bad) : fits(i.dst, i.n_rows) ? ok : bad;
         }
         case HETRUN_U280_OP_BIAS: return unary && i.n <= kMaxColumns && fits_ddr(limits, i.ddr, 0, 1, 0, i.n) ? ok : bad;
@@ -139,7 +143,7 @@ inline Instruction instruction_of(const Beat& first, const Beat& second) {
 #pragma HLS ARRAY_PARTITION variable = w complete
     for (uint32_t k = 0; k < 2 * kFloats; ++k) w[k] = word_of(k < kFloats ? first : second, k % kFloats);
     return {w[0],  w[1],  w[2],  w[3],  w[4],  w[5],  w[6],  w[7],  w[8],  w[9],  w[10], w[11], w[12], w[13], w[14], w[15], bits_float(w[16]),
-            w[17], w[18], w[19], w[20], w[21], w[22], w[23], w[24], w[25], w[26], {}};
+            w[17], w[18], w[19], w[20], w[21], w[22], w[23], w[24], w[25], w[26], w[27], w[28], {}};
 }
 
 inline Row row_of(const Beat& beat, uint32_t i) {
@@ -170,23 +174,21 @@ Report fetch(const Beat* ddr, const Launch& launch, const Limits& limits, Begin 
         const Pass pass = pass_of(rows, n_rows, first, first + kTokens < n_tokens ? 1 : 0);
         begin(pass);
         Quantized quantized{};
+        Ahead ahead;
         for (uint32_t number = 0;; ++number) {
             const uint64_t at = bits_of(launch.program) + 2 * uint64_t{number};
             report.instruction = number;
-            Order order{};
-            order.pass = pass;
             Beat beats[2] = {};
             if (at + 2 > limits.ddr) {
                 report.status = HETRUN_U280_STATUS_BAD_SHAPE;
             } else {
                 for (uint32_t k = 0; k < 2; ++k) beats[k] = ddr[at + k];
-                order.instruction = instruction_of(beats[0], beats[1]);
-                report.status = problem_of(order.instruction, pass, limits, quantized);
+                report.status = problem_of(instruction_of(beats[0], beats[1]), pass, limits, quantized);
             }
-            if (report.status != HETRUN_U280_STATUS_OK) order.instruction.op = HETRUN_U280_OP_END;
-            set_word(beats[0], 0, order.instruction.op);
-            emit(order, beats);
-            if (order.instruction.op == HETRUN_U280_OP_END) break;
+            if (report.status != HETRUN_U280_STATUS_OK) set_word(beats[0], 0, HETRUN_U280_OP_END);
+            const bool ends = word_of(beats[0], 0) == HETRUN_U280_OP_END;
+            ahead.take(beats, [&](const Beat* next) { emit(Order{instruction_of(next[0], next[1]), pass}, next); });
+            if (ends) break;
         }
         if (pass.followed != 0) fence();
         if (report.status != HETRUN_U280_STATUS_OK) break;

@@ -26,9 +26,10 @@ constexpr uint32_t kLaneChannels = kChannels / kLaneKernels;  // of a kernel
 constexpr uint32_t kFloats = HETRUN_U280_BEAT_BYTES / 4;      // of a beat
 constexpr uint32_t kCodes = HETRUN_U280_BEAT_BYTES;           // int8 of a beat
 constexpr uint32_t kBlock = HETRUN_U280_ACTIVATION_BLOCK;
+constexpr uint32_t kBlocks = kCodes / kBlock, kShared = kCodes / kBlocks;  // blocks of a beat of codes; such beats whose exponents share one
 constexpr uint32_t kMaxColumns = HETRUN_U280_MAX_COLUMNS, kMaxBlocks = kMaxColumns / kBlock;
-constexpr uint32_t kMaxHeadDim = HETRUN_U280_MAX_HEAD_DIM, kMaxHeads = HETRUN_U280_MAX_HEADS;
-constexpr uint32_t kMaxScores = 65536;  // of a channel, row and KV head: cells times its queries
+constexpr uint32_t kMaxHeadDim = HETRUN_U280_MAX_HEAD_DIM, kMaxHeads = HETRUN_U280_MAX_HEADS, kMaxQueries = HETRUN_U280_MAX_QUERIES;
+constexpr uint32_t kMaxScores = HETRUN_U280_MAX_SCORES;
 constexpr uint32_t kRuns = 3;           // of places: sinks, and the ring's two parts
 
 inline uint32_t word_of(const Beat& beat, uint32_t i) {
@@ -84,30 +85,36 @@ struct HbmWrite {
 };
 
 // What vector tells lanes: the words of a beat. What follows each, and comes back, is written where lanes do it.
-constexpr uint32_t kCommandEnd = 0, kCommandActivations = 1, kCommandMultiply = 2, kCommandEmbed = 3, kCommandForward = 4, kCommandKeys = 5,
-                   kCommandWeights = 6, kCommandValues = 7;
+constexpr uint32_t kCommandEnd = 0, kCommandActivations = 1, kCommandMultiply = 2, kCommandEmbed = 3, kCommandForward = 4, kCommandAttend = 5;
+// Of Attend: which of its parts there are, in this order.
+constexpr uint32_t kPartValues = 1, kPartWeights = 2, kPartKeys = 4;
+
+constexpr uint32_t kTriplets = 5;  // of floats in a beat: what Weights gives of a query
+// Beats of a query: its factor and the sum of its codes, then its codes.
+constexpr uint32_t query_beats(uint32_t head_dim) { return 1 + divided(head_dim, kCodes); }
 
 struct Command {
     uint32_t kind, format, n_tokens, n_columns;
     uint32_t n_blocks;             // Multiply: of every channel
     uint32_t channel, block, row;  // Embed: of the kernel; of the channel; of the block
-    uint32_t n_queries, chunks;    // Keys, Weights, Values: of each KV head
-    uint32_t n_sets;               // Keys: 2 where queries of their own meet the keys of sinks
+    uint32_t n_queries, chunks;    // Attend: of each KV head, whose size is n_columns
+    uint32_t n_sets;               // 2 where queries of their own meet the keys of sinks
+    uint32_t parts;
     uint32_t n_forward[kLaneChannels];
 };
 
 inline Beat beat_of(const Command& c) {
     Beat beat{};
-    const uint32_t words[15] = {c.kind,      c.format, c.n_tokens,     c.n_columns,    c.n_blocks,     c.channel,     c.block, c.row,
-                                c.n_queries, c.chunks, c.n_forward[0], c.n_forward[1], c.n_forward[2], c.n_forward[3], c.n_sets};
-    for (uint32_t i = 0; i < 15; ++i) set_word(beat, i, words[i]);
+    const uint32_t words[16] = {c.kind,      c.format, c.n_tokens,     c.n_columns,    c.n_blocks,     c.channel,     c.block, c.row,
+                                c.n_queries, c.chunks, c.n_forward[0], c.n_forward[1], c.n_forward[2], c.n_forward[3], c.n_sets, c.parts};
+    for (uint32_t i = 0; i < 16; ++i) set_word(beat, i, words[i]);
     return beat;
 }
 inline Command command_of(const Beat& beat) {
     Command c{};
-    uint32_t* const words[15] = {&c.kind,      &c.format, &c.n_tokens,     &c.n_columns,    &c.n_blocks,     &c.channel,     &c.block, &c.row,
-                                 &c.n_queries, &c.chunks, &c.n_forward[0], &c.n_forward[1], &c.n_forward[2], &c.n_forward[3], &c.n_sets};
-    for (uint32_t i = 0; i < 15; ++i) *words[i] = word_of(beat, i);
+    uint32_t* const words[16] = {&c.kind,      &c.format, &c.n_tokens,     &c.n_columns,    &c.n_blocks,     &c.channel,     &c.block, &c.row,
+                                 &c.n_queries, &c.chunks, &c.n_forward[0], &c.n_forward[1], &c.n_forward[2], &c.n_forward[3], &c.n_sets, &c.parts};
+    for (uint32_t i = 0; i < 16; ++i) *words[i] = word_of(beat, i);
     return c;
 }
 

@@ -1,6 +1,7 @@
 // The lanes of a channel: an array, and the activations that it multiplies with. Their commands, but for those of attention.
 #pragma once
 
+#include "fabric/pipeline.h"
 #include "flow.h"
 #include "multiply.h"
 
@@ -11,20 +12,24 @@ struct OwnCell {
     Beat head, codes[2];
 };
 
-constexpr uint32_t kParts = 8;  // of a float sum over cells
+constexpr uint32_t kParts = 8;  // of a float sum over cells, or of a maximum
+static_assert(kParts == kCascade, "cells whose values meet in a cascade");
 
-// What a channel keeps of a row and KV head of ATTEND, by query.
+// What a channel keeps of ATTEND, by query; of a query's codes and sums a place for each beat of a key. Three units (a row and a group of KV
+// heads) are under way: of the first values are summed, of the second weights, of the third scores.
 struct Attention {
-    Cells cells;
+    Cells cells[3];
     OwnCell own[kTokens];
-    float scores[kMaxScores];  // by cell and query; then weights
+    Beat own_values[kTokens][2];
+    uint32_t own_words[kTokens], half;  // half: of the scores, that the third takes when the first has given it up
+    float scores[2][kMaxScores];        // by cell and query; then weights
     // Queries, and those that sinks meet: what their scores are multiplied with, sum of their codes, codes.
-    float scale[2][kMaxHeads];
-    int32_t code_sum[2][kMaxHeads];
-    Int<8> query[2][kMaxHeads][kMaxHeadDim];
-    float largest[kMaxHeads], most[kMaxHeads], inverse[kMaxHeads];  // score; weight; of the largest weight of all
-    float p[kMaxHeads][kParts], minima[kMaxHeads][kParts];          // sums
-    Int<30> sums[kMaxHeads][kMaxHeadDim];
+    float scale[2][kMaxQueries];
+    int32_t code_sum[2][kMaxQueries];
+    Int<8> query[2][kMaxQueries][kChunk];
+    float best[kMaxQueries][kParts], largest[kMaxQueries], inverse[kMaxQueries];  // scores; the largest of all channels; of the largest weight
+    float p[kMaxQueries][kParts], minima[kMaxQueries][kParts], most[kMaxQueries][kParts];  // sums, and weights
+    Int<30> sums[kMaxQueries][kChunk / kCascades][kCascades];
 };
 
 struct Lanes {
@@ -35,30 +40,31 @@ struct Lanes {
     Attention attention;
 };
 
-// Behind the command: a beat of the rows' scales, then of each row 64 exponents a beat (bytes), and its codes.
+// Behind the command: a beat of the rows' scales, then of each row its codes, with a beat of 64 exponents (bytes) before each 32 beats of
+// them.
 template <class Commands>
 void load_activations(Lanes& lanes, const Command& command, Commands& commands) {
     const Beat scales = commands.read();
-    const uint32_t n_blocks = command.n_columns / kBlock;
     for (uint32_t t = 0; t < command.n_tokens; ++t) {
         lanes.scales[t] = float_of(scales, t);
-        for (uint32_t first = 0; first < n_blocks; first += kCodes) {
-            const Beat beat = commands.read();
-            for (uint32_t i = 0; i < kCodes && first + i < n_blocks; ++i) lanes.exponents[t][first + i] = static_cast<uint8_t>(beat.byte[i]);
-        }
-        for (uint32_t first = 0; first < n_blocks; first += kCodes / kBlock) {
-#pragma HLS PIPELINE II = 1
-            const Beat beat = commands.read();
-            for (uint32_t b = 0; b < kCodes / kBlock; ++b) {
+        for (uint32_t first = 0; first < command.n_columns / kCodes; first += kShared) {
+            const Beat exponents = commands.read();
+            for (uint32_t w = first; w < first + kShared && w < command.n_columns / kCodes; ++w) {
+                HETRUN_FABRIC_PIPELINE(1);
+                const Beat beat = commands.read();
+                for (uint32_t b = 0; b < kBlocks; ++b) {
 #pragma HLS UNROLL
-                Int<13> sum = 0;
-                for (uint32_t i = 0; i < kBlock; ++i) {
+                    const UInt<3> exponent = static_cast<uint8_t>(exponents.byte[(w - first) * kBlocks + b]);
+                    Int<13> sum = 0;
+                    for (uint32_t i = 0; i < kBlock; ++i) {
 #pragma HLS UNROLL
-                    const Int<8> code = static_cast<int8_t>(beat.byte[b * kBlock + i]);
-                    lanes.codes[t / 2][t % 2][first * kBlock + b * kBlock + i] = code;
-                    sum += code;
+                        const Int<8> code = static_cast<int8_t>(beat.byte[b * kBlock + i]);
+                        lanes.codes[t / 2][t % 2][w * kCodes + b * kBlock + i] = code;
+                        sum += code;
+                    }
+                    lanes.exponents[t][w * kBlocks + b] = exponent;
+                    lanes.sums[t][w * kBlocks + b] = Int<20>(sum) * (1 << exponent);
                 }
-                lanes.sums[t][first + b] = Int<20>(sum) * (1 << lanes.exponents[t][first + b]);
             }
         }
     }
@@ -71,15 +77,17 @@ struct Scales {
 
 using Accumulator = Int<56>;
 
-// The sums of a block of rows of one channel.
-struct Block {
-    Accumulator sum[kTokens][4];
-    // Dots by beat of their group, row and part: of the group that arrives, and of the one before it, whose scales are there.
-    Int<29> held[2][kTokens][kBeatScales];
+constexpr uint32_t kSides = 3;
+
+// The sums of the blocks of rows of one channel that are under way.
+struct Sums {
+    Accumulator sum[kTokens][4];                 // of the block whose beats come
+    Accumulator done[2][kTokens][4];             // of whole blocks, whose results are to go
+    Int<29> held[kSides][kTokens][kBeatScales];  // dots by beat of their group, row and part, until their scales are there
 };
 
-// Dots of a beat with tokens t and, if there are two, t + 1.   number: of the beat in its block.
-inline void add_values(uint32_t format, const Lanes& lanes, const Values& values, uint32_t number, uint32_t side, uint32_t t, bool two, Block& block) {
+// Dots of a beat with tokens t and, if there are two, t + 1.   number: of the beat in its block; side: of what is held.
+inline void add_values(uint32_t format, const Lanes& lanes, const Values& values, uint32_t number, uint32_t side, uint32_t t, bool two, Sums& sums) {
 #pragma HLS INLINE
     const Format f = kFormats[format];
     const uint32_t parts = parts_of(format), column = number * f.columns, first = column / kBlock;
@@ -95,19 +103,19 @@ inline void add_values(uint32_t format, const Lanes& lanes, const Values& values
             const Int<29> high = parts == 1 ? Int<29>(0) : Int<29>(Int<29>(dots[h][r * parts + 1]) * (1 << e1));
             if (f.scales == 0) {
                 const Int<15> scale = static_cast<int16_t>(short_of(values.beat, 8 * r + 7) & 0x3fff);
-                block.sum[t + h][r] += Accumulator(low + high) * scale;
+                sums.sum[t + h][r] += Accumulator(low + high) * scale;
             } else if (of_row == 2) {
-                block.held[side][t + h][at + 2 * r] = low;
-                block.held[side][t + h][at + 2 * r + 1] = high;
+                sums.held[side][t + h][at + 2 * r] = low;
+                sums.held[side][t + h][at + 2 * r + 1] = high;
             } else {
-                block.held[side][t + h][at + r] = low + high;
+                sums.held[side][t + h][at + r] = low + high;
             }
         }
     }
 }
 
 // What was held of beat `number` meets its scales.
-inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, uint32_t number, uint32_t side, uint32_t t, bool two, Block& block) {
+inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, uint32_t number, uint32_t side, uint32_t t, bool two, Sums& sums) {
 #pragma HLS INLINE
     const Format f = kFormats[format];
     if (f.scales == 0) return;
@@ -118,15 +126,28 @@ inline void add_scaled(uint32_t format, const Lanes& lanes, const Scales& with, 
 #pragma HLS UNROLL
             const uint32_t r = i / of_row;
             const Int<16> raw = short_of(with.scales, first + i);
-            Int<29> value = block.held[side][t + h][first + i];
+            Int<29> value = sums.held[side][t + h][first + i];
             Int<16> scale = raw;
             if (format == HETRUN_U280_FORMAT_W2) {
                 const uint32_t bits = static_cast<uint16_t>(static_cast<int>(raw));
                 scale = static_cast<int16_t>(bits & 0x3fff);
                 value -= static_cast<int>(bits >> 14) * (lanes.sums[t + h][2 * number] + lanes.sums[t + h][2 * number + 1]);
             }
-            block.sum[t + h][r] += Accumulator(value) * scale;
-            if (f.minima) block.sum[t + h][r] += Accumulator(lanes.sums[t + h][number]) * short_of(with.minima, first + i);
+            sums.sum[t + h][r] += Accumulator(value) * scale;
+            if (f.minima) sums.sum[t + h][r] += Accumulator(lanes.sums[t + h][number]) * short_of(with.minima, first + i);
+        }
+    }
+}
+
+// The block's sums of tokens t and, if there are two, t + 1 are whole: so the adders have one set of sums to choose from.
+inline void end_sums(uint32_t side, uint32_t t, bool two, Sums& sums) {
+#pragma HLS INLINE
+    for (uint32_t h = 0; h < (two ? 2u : 1u); ++h) {
+#pragma HLS UNROLL
+        for (uint32_t r = 0; r < 4; ++r) {
+#pragma HLS UNROLL
+            sums.done[side][t + h][r] = sums.sum[t + h][r];
+            sums.sum[t + h][r] = 0;
         }
     }
 }
@@ -136,99 +157,127 @@ inline float result_of(Accumulator sum, float row_scale, float scale) {
     return times(times(static_cast<float>(static_cast<int64_t>(sum)), row_scale), scale);
 }
 
-// What the flat loop of multiply does in a cycle.
-enum class Phase : uint8_t {
-    kRowScales,  // a beat of them comes
-    kValues,     // a beat of values comes, or meets further tokens; the group before meets its scales meanwhile
-    kCatchUp,    // the group before is the longer one
-    kScales,     // a beat of scales comes
-    kMinima,     // a beat of minima comes
-    kResults,    // a token's rows are done
+// What comes in a cycle of multiply.
+enum class Phase : uint8_t { kRowScales, kValues, kScales, kMinima, kNothing };
+
+// Beats of values that share beats of scales, on their way through multiply.
+struct Group {
+    uint32_t from, n;
+    bool last;  // of its block
 };
 
-// One loop over all beats, which never drains: II = 1, of rows beyond two ceil(rows / 2) iterations a beat. A block of rows ends with the
-// scales of its last group, and an iteration a token. Results: of each 16 rows a beat for each token.
+// One loop over all beats, II = 1, of rows beyond two ceil(rows / 2) iterations a beat, in three stages beside one another: beats come and
+// become dots; dots of the group before meet their scales; results of the block before leave, a row and token an iteration. So neither
+// scales nor results cost a beat's time, but for the last block, and for blocks of fewer iterations than results. Results: of each block
+// of rows a beat a token.
 template <class Beats, class Results>
 void multiply(const Lanes& lanes, uint32_t format, const Command& command, Beats& beats, Results& results) {
+#pragma HLS INLINE
     const Format f = kFormats[format];
     const uint32_t n_values = value_beats(f, command.n_columns), n_tokens = command.n_tokens, step = cycle_tokens(format);
     const uint32_t many = f.scales == 0 ? n_values : scaled_beats(f);
     Values values;
-    Scales with{};
-    Block block;
-#pragma HLS ARRAY_PARTITION variable = block.sum complete dim = 0
-#pragma HLS ARRAY_PARTITION variable = block.held complete dim = 0
-    Beat row_scales{}, out[kTokens] = {};
-#pragma HLS ARRAY_PARTITION variable = out complete
-    for (uint32_t t = 0; t < kTokens; ++t) {
-        for (uint32_t r = 0; r < 4; ++r) block.sum[t][r] = 0;
+    Scales with[kSides];
+    Group groups[kSides];
+    Sums sums;
+#pragma HLS ARRAY_PARTITION variable = groups complete
+#pragma HLS ARRAY_PARTITION variable = sums.sum complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = sums.done cyclic factor = 2 dim = 2
+#pragma HLS ARRAY_PARTITION variable = sums.done complete dim = 3
+#pragma HLS BIND_STORAGE variable = sums.done type = ram_s2p impl = lutram
+#pragma HLS ARRAY_PARTITION variable = sums.held cyclic factor = 2 dim = 2
+#pragma HLS ARRAY_PARTITION variable = sums.held cyclic factor = 4 dim = 3
+#pragma HLS BIND_STORAGE variable = sums.held type = ram_s2p impl = lutram
+    for (auto& of_token : sums.sum) {
+        for (Accumulator& sum : of_token) sum = 0;
     }
+    Beat row_scales[2], out{};
+    // Beats: of block b, the group from beat `from` on, its beat i and token t; on which side its dots are held.
     Phase phase = Phase::kRowScales;
-    uint32_t b = 0, in_group = 0;                       // block; its number among those that share row scales
-    uint32_t from = 0, n = many < n_values ? many : n_values;  // group: its first beat, and how many
-    uint32_t before = 0, n_before = 0, side = 0;        // the same of the one before
-    uint32_t i = 0, t = 0;
-    while (b < command.n_blocks) {
-#pragma HLS PIPELINE II = 1
-        const bool two = step == 2 && t + 1 < n_tokens;
-        const auto next_tokens = [&] {
-            t += step;
-            if (t < n_tokens) return;
-            t = 0;
-            ++i;
+    uint32_t b = 0, in_group = 0, from = 0, i = 0, t = 0, side = 0;
+    // Groups: how many wait for the second stage, the first of them, and its beat and token. Blocks that are summed.
+    uint32_t waiting = 0, scaled_side = 0, scaled_i = 0, scaled_t = 0, summed = 0;
+    // Blocks whose results are out; the next one's token and row.
+    uint32_t given = 0, given_t = 0, given_r = 0;
+    while (given < command.n_blocks) {
+        HETRUN_FABRIC_PIPELINE(1);
+        if (given < summed) {
+            const uint32_t at = given % group_blocks(f) * f.rows + given_r;
+            const Accumulator sum = sums.done[given % 2][given_t][given_r];
+            set_float(out, given_r, result_of(sum, float_of(row_scales[given / group_blocks(f) % 2], at), lanes.scales[given_t]));
+            if (++given_r == f.rows) {
+                results.write(out);
+                given_r = 0;
+                given += given_t + 1 == n_tokens ? 1 : 0;
+                given_t = given_t + 1 == n_tokens ? 0 : given_t + 1;
+            }
+        }
+        const Group& group = groups[scaled_side];
+        if (waiting != 0 && (group.from + scaled_i + scaled_t != 0 || summed < given + 2)) {
+            const bool two = step == 2 && scaled_t + 1 < n_tokens;
+            add_scaled(format, lanes, with[scaled_side], group.from + scaled_i, scaled_side, scaled_t, two, sums);
+            if (group.last && scaled_i + 1 == group.n) end_sums(summed % 2, scaled_t, two, sums);
+            scaled_t += step;
+            if (scaled_t >= n_tokens) {
+                scaled_t = 0;
+                if (++scaled_i == group.n) {
+                    scaled_i = 0;
+                    summed += group.last ? 1 : 0;
+                    scaled_side = scaled_side + 1 == kSides ? 0 : scaled_side + 1;
+                    --waiting;
+                }
+            }
+        }
+        const uint32_t n = n_values - from < many ? n_values - from : many;
+        const bool last = from + n == n_values;
+        const auto end_block = [&] {
+            from = 0;
+            ++b;
+            in_group = in_group + 1 == group_blocks(f) ? 0 : in_group + 1;
+            phase = b == command.n_blocks ? Phase::kNothing : in_group == 0 ? Phase::kRowScales : Phase::kValues;
         };
         switch (phase) {
             case Phase::kRowScales:
-                row_scales = beats.read();
+                if (given + group_blocks(f) < b) break;  // those that are there are still wanted
+                row_scales[b / group_blocks(f) % 2] = beats.read();
                 phase = Phase::kValues;
                 break;
-            case Phase::kValues:
+            case Phase::kValues: {
+                if (i + t == 0 && (f.scales == 0 ? b >= given + 2 : waiting == kSides)) break;  // no place for sums, or dots
+                const bool two = step == 2 && t + 1 < n_tokens;
                 if (t == 0) take_values(format, beats.read(), values);
-                add_values(format, lanes, values, from + i, side, t, two, block);
-                if (i < n_before) add_scaled(format, lanes, with, before + i, 1 - side, t, two, block);
-                next_tokens();
-                if (i == n) phase = f.scales == 0 ? Phase::kResults : n < n_before ? Phase::kCatchUp : Phase::kScales;
+                add_values(format, lanes, values, from + i, side, t, two, sums);
+                if (f.scales == 0 && from + i + 1 == n_values) end_sums(b % 2, t, two, sums);
+                t += step;
+                if (t < n_tokens) break;
+                t = 0;
+                if (++i < n) break;
+                i = 0;
+                phase = Phase::kScales;
+                if (f.scales != 0) break;
+                ++summed;
+                end_block();
                 break;
-            case Phase::kCatchUp:
-                add_scaled(format, lanes, with, before + i, 1 - side, t, two, block);
-                next_tokens();
-                if (i == n_before) phase = n == 0 ? Phase::kResults : Phase::kScales;
-                break;
+            }
             case Phase::kScales:
             case Phase::kMinima:
                 if (phase == Phase::kScales) {
-                    with.scales = beats.read();
+                    with[side].scales = beats.read();
                 } else {
-                    with.minima = beats.read();
+                    with[side].minima = beats.read();
                 }
                 if (f.minima && phase == Phase::kScales) {
                     phase = Phase::kMinima;
                     break;
                 }
-                before = from;
-                n_before = n;
-                side = 1 - side;
+                groups[side] = {from, n, last};
+                ++waiting;
+                side = side + 1 == kSides ? 0 : side + 1;
                 from += n;
-                n = n_values - from < many ? n_values - from : many;
-                i = 0;
-                phase = n == 0 ? Phase::kCatchUp : Phase::kValues;
+                phase = Phase::kValues;
+                if (last) end_block();
                 break;
-            case Phase::kResults:
-                for (uint32_t r = 0; r < f.rows; ++r) {
-#pragma HLS UNROLL
-                    const uint32_t at = in_group * f.rows + r;
-                    set_float(out[t], at, result_of(block.sum[t][r], float_of(row_scales, at), lanes.scales[t]));
-                    block.sum[t][r] = 0;
-                }
-                const bool last = in_group + 1 == group_blocks(f) || b + 1 == command.n_blocks;
-                if (last) results.write(out[t]);
-                if (++t < n_tokens) break;
-                t = i = from = n_before = 0;
-                n = many < n_values ? many : n_values;
-                in_group = last ? 0 : in_group + 1;
-                ++b;
-                phase = last ? Phase::kRowScales : Phase::kValues;
-                break;
+            case Phase::kNothing: break;
         }
     }
 }
@@ -260,12 +309,15 @@ void embed(const Command& command, Beats& beats, Results& results) {
         const uint32_t n = from + many < n_values ? many : n_values - from;
         Beat values[kBeatScales / 2];
         Scales with{};
-        for (uint32_t i = 0; i < n; ++i) values[i] = beats.read();
+        for (uint32_t i = 0; i < n; ++i) {
+            HETRUN_FABRIC_PIPELINE(1);
+            values[i] = beats.read();
+        }
         if (f.scales != 0) with.scales = beats.read();
         if (f.minima) with.minima = beats.read();
         for (uint32_t i = 0; i < n; ++i) {
             for (uint32_t first = 0; first < f.columns; first += kFloats) {
-#pragma HLS PIPELINE II = 1
+                HETRUN_FABRIC_PIPELINE(1);
                 Beat out{};
                 for (uint32_t k = 0; k < kFloats; ++k) {
 #pragma HLS UNROLL
@@ -281,7 +333,7 @@ void embed(const Command& command, Beats& beats, Results& results) {
 template <class Beats, class Results>
 void forward(const Command& command, Beats& beats, Results& results) {
     for (uint32_t i = 0; i < command.n_forward[0]; ++i) {
-#pragma HLS PIPELINE II = 1
+        HETRUN_FABRIC_PIPELINE(1);
         results.write(beats.read());
     }
 }

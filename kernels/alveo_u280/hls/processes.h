@@ -1,12 +1,12 @@
 // The loops of the controller's processes, and the streams between them.
 //
 // What fetch sends passes through all readers on its way to vector, so that no wire fans out: of each pass a beat with the number of its
-// rows, the first of them and whether another pass follows, and two beats of rows; then the two beats of each instruction, to END. A pass of no rows ends the launch:
-// behind its number stands what the Report says, to which each reader has added its beats.
+// rows, the first of them and whether another pass follows, and two beats of rows; then the two beats of each instruction, to END. A pass of
+// no rows ends the launch: behind its number stands what the Report says, to which each reader has added its beats.
 #pragma once
 
-#include "fetch.h"
 #include "attend.h"
+#include "fetch.h"
 #include "flow.h"
 #include "kernel.h"
 #include "reader.h"
@@ -23,7 +23,9 @@ namespace hetrun::u280 {
     }
 #endif
 
-HETRUN_U280_STREAM(BeatStream, Beat, HETRUN_U280_FIFO_BEATS, "BEATS");  // of a reader to its lanes
+HETRUN_U280_STREAM(FifoStream, Beat, HETRUN_U280_FIFO_BEATS, "FIFO");   // of a reader, within the controller
+HETRUN_U280_STREAM(RunStream, uint32_t, 1024, "RUNS");                  // how many of them come next; 0: no more
+HETRUN_U280_STREAM(BeatStream, Beat, 32, "BEATS");                      // of a reader to its lanes
 HETRUN_U280_STREAM(CommandStream, Beat, 32, "COMMANDS");                // to a kernel of lanes
 HETRUN_U280_STREAM(ResultStream, Beat, 32, "RESULTS");                  // of it
 HETRUN_U280_STREAM(OrderStream, Beat, 16, "ORDERS");                    // of fetch, of a reader
@@ -98,13 +100,14 @@ Beat follow(OrderStream& orders, PassOn pass_on, Step step) {
 }
 
 // An instruction goes on before its beats are read: who is behind never waits for this channel's memory.
-inline void reader(const Beat* memory, uint32_t channel, OrderStream& orders, OrderStream& next, BeatStream& beats) {
+inline void reader(const Beat* memory, uint32_t channel, OrderStream& orders, OrderStream& next, RunStream& runs, FifoStream& fifo) {
     uint64_t weight_beats = 0, kv_beats = 0;
     Beat end = follow(orders, [&](const Beat& beat) { next.write(beat); }, [&](const Order& order) {
         route(order, channel, [&](uint32_t from, uint32_t n) {
+            runs.write(n);
             for (uint32_t i = 0; i < n; ++i) {
-#pragma HLS PIPELINE II = 1
-                beats.write(memory[from + i]);
+                HETRUN_FABRIC_PIPELINE(1);
+                fifo.write(memory[from + i]);
             }
             if (order.instruction.op == HETRUN_U280_OP_ATTEND) {
                 kv_beats += n;
@@ -116,10 +119,22 @@ inline void reader(const Beat* memory, uint32_t channel, OrderStream& orders, Or
     set_long(end, kEndWeightBeats, long_of(end, kEndWeightBeats) + weight_beats);
     set_long(end, kEndKvBeats, long_of(end, kEndKvBeats) + kv_beats);
     next.write(end);
+    runs.write(0);
+}
+
+// From the FIFO that a reader fills ahead to its lanes.
+inline void pass_beats(RunStream& runs, FifoStream& fifo, BeatStream& beats) {
+    for (uint32_t n = runs.read(); n != 0; n = runs.read()) {
+        for (uint32_t i = 0; i < n; ++i) {
+            HETRUN_FABRIC_PIPELINE(1);
+            beats.write(fifo.read());
+        }
+    }
 }
 
 // report: its beat of the DDR.
 inline void vector_process(Vector& vector, Beat* ddr, uint32_t report, OrderStream& orders, CommandStream* commands, ResultStream* results, WriteStream& writes) {
+    vector.lanes_know = false;
     const Beat end = follow(orders, [](const Beat&) {}, [&](const Order& order) {
         vector_step(order, vector, ddr, commands, results, writes);
         if (order.instruction.op == HETRUN_U280_OP_END && order.pass.followed != 0) writes.write({kPassDone, 0, {}});

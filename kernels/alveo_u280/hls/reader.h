@@ -6,6 +6,37 @@
 
 namespace hetrun::u280 {
 
+// A walk over the places of cells of the cache, a part of a block at a time.
+struct Places {
+    Cells cells;
+    uint32_t run, in_run;
+
+    explicit Places(const Cells& of) : cells(of), run(0), in_run(0) { skip(); }
+    uint32_t place() const { return cells.place[run] + in_run; }
+    // To the end of the block, or of the run; 0 behind the last.
+    uint32_t left() const {
+        if (run == kRuns) return 0;
+        const uint32_t of_block = HETRUN_U280_KV_BLOCK - place() % HETRUN_U280_KV_BLOCK, of_run = cells.n[run] - in_run;
+        return of_block < of_run ? of_block : of_run;
+    }
+    bool begins() const { return run < kRuns && (in_run == 0 || place() % HETRUN_U280_KV_BLOCK == 0); }
+    void next(uint32_t n) {
+        in_run += n;
+        skip();
+    }
+
+private:
+    void skip() {
+        for (uint32_t i = 0; i < kRuns; ++i) {
+#pragma HLS UNROLL
+            if (run < kRuns && in_run == cells.n[run]) {
+                ++run;
+                in_run = 0;
+            }
+        }
+    }
+};
+
 // Calls emit(beat, n) for runs of beats of the channel, in order.
 template <class Emit>
 void route_attend(const Order& order, uint32_t channel, Emit emit) {
@@ -17,29 +48,31 @@ void route_attend(const Order& order, uint32_t channel, Emit emit) {
         const Row& r = order.pass.row[row];
         const uint32_t position = static_cast<uint32_t>(r.position), place = cache.place(position);
         for (uint32_t group = 0; group < kv.groups; ++group) {
-            if (cache.head(channel, group) >= i.n_heads_kv || cache.stripe_of(channel, group) != cache.stripe(position)) continue;
+            if (!cache.owns(r, channel, group)) continue;
             const uint32_t from = i.hbm + kv.region(static_cast<uint32_t>(r.slot), group), half = place % HETRUN_U280_KV_BLOCK / kFloats;
             emit(from + kv.key_scales(place) + half, 1);
             emit(from + kv.value_scales(place) + half, 1);
         }
     }
-    for (uint32_t row = 0; row < order.pass.n_rows; ++row) {
-        for (uint32_t group = 0; group < kv.groups; ++group) {
-            const Cells cells = visible_cells(cache, order.pass, row, channel, group);
-            const uint32_t from = i.hbm + kv.region(static_cast<uint32_t>(order.pass.row[row].slot), group);
-            for (uint32_t part = 0; part < 3; ++part) {  // keys, scales of values, values
-                for (uint32_t run = 0; run < kRuns; ++run) {
-                    const uint32_t end = cells.place[run] + cells.n[run];
-                    for (uint32_t place = cells.place[run]; place < end;) {
-                        const uint32_t next = (place / HETRUN_U280_KV_BLOCK + 1) * HETRUN_U280_KV_BLOCK, n = (next < end ? next : end) - place;
-                        if (part == 0) emit(from + kv.key_scales(place), 2);
-                        if (part == 0) emit(from + kv.key(place), n * kv.chunks);
-                        if (part == 1) emit(from + kv.value_scales(place), 2);
-                        if (part == 2) emit(from + kv.value(place), n * kv.chunks);
-                        place += n;
-                    }
-                }
-            }
+    const uint32_t n_units = order.pass.n_rows * kv.groups;
+    const auto cells_of_unit = [&](uint32_t unit, bool there) {
+        return there ? visible_cells(cache, order.pass, unit / kv.groups, channel, unit % kv.groups) : Cells{};
+    };
+    const auto region = [&](uint32_t unit) {
+        return i.hbm + kv.region(static_cast<uint32_t>(order.pass.row[unit / kv.groups].slot), unit % kv.groups);
+    };
+    for (uint32_t command = 0; command < n_units + 2; ++command) {  // attend.h
+        for (Places values(cells_of_unit(command - 2, command >= 2)); values.left() != 0; values.next(values.left()))
+            emit(region(command - 2) + kv.value(values.place()), values.left() * kv.chunks);
+        Places weights(cells_of_unit(command - 1, command >= 1 && command <= n_units)), keys(cells_of_unit(command, command < n_units));
+        while (weights.left() != 0 || keys.left() != 0) {
+            if (weights.begins()) emit(region(command - 1) + kv.value_scales(weights.place()), 2);
+            if (keys.begins()) emit(region(command) + kv.key_scales(keys.place()), 2);
+            const uint32_t of_weights = weights.left(), of_keys = keys.left();
+            const uint32_t n = of_keys == 0 || (of_weights != 0 && of_weights < of_keys) ? of_weights : of_keys;
+            if (of_keys != 0) emit(region(command) + kv.key(keys.place()), n * kv.chunks);
+            if (of_weights != 0) weights.next(n);
+            if (of_keys != 0) keys.next(n);
         }
     }
 }

@@ -70,6 +70,7 @@ public:
 
     void write(const Beat& beat) { beats_.write(beat); }
     Beat read();
+    bool empty() const { return beats_.empty(); }
 
 private:
     Queue<Beat> beats_;
@@ -85,8 +86,9 @@ struct Kernel {
     Kernel() {
         for (auto& each : lanes) each.reset(new Lanes);  // its state is written before it is read
     }
+    // Until there are results: the beats of a command behind them may not be there yet.
     void run(Queue<Beat>& from, ChannelBeats* beats, Results& to) {
-        while (!from.empty()) {
+        while (!from.empty() && to.empty()) {
             distribute_step(shares, from, commands, turns);
             for (uint32_t c = 0; c < kLaneChannels; ++c) {
                 while (!commands[c].empty()) channel_step(*lanes[c], commands[c], beats[c], results[c]);
@@ -147,7 +149,8 @@ struct hetrun_u280_card {
         : ddr(reinterpret_cast<Beat*>(ddr_bytes)),
           limits{channel_bytes / HETRUN_U280_BEAT_BYTES, n_ddr_bytes / HETRUN_U280_BEAT_BYTES},
           array(threads),
-          vector(new Vector) {
+          vector(new Vector()) {
+        vector->lanes_know = false;
         for (uint32_t c = 0; c < kChannels; ++c) {
             channels[c] = reinterpret_cast<Beat*>(memories[c]);
             array.beats[c].memory = channels[c];

@@ -26,7 +26,27 @@ protected:
     const sc_time clock_, way_;  // one way to the memory
 };
 
-using Results = sc_core::sc_fifo<sc_time>;
+// Results of blocks on their way to the vector process: when each was out. Room is made when it has taken them.
+class Results {
+public:
+    void write(size_t room) {
+        while (out_.size() >= room) sc_core::wait(changed_);
+        out_.push_back(sc_time_stamp());
+        changed_.notify(sc_core::SC_ZERO_TIME);
+    }
+    sc_time first() {
+        while (out_.empty()) sc_core::wait(changed_);
+        return out_.front();
+    }
+    void take() {
+        out_.pop_front();
+        changed_.notify(sc_core::SC_ZERO_TIME);
+    }
+
+private:
+    std::deque<sc_time> out_;
+    sc_core::sc_event changed_;
+};
 
 // Beats in a row. n_beats = 0: the pass ends here, and the next may begin when its KV is written.
 struct Span {
@@ -102,14 +122,21 @@ private:
     sc_core::sc_event changed_;
 };
 
+// Results of a block of rows: what they take behind its beats, and how many blocks may wait.
+struct Giving {
+    uint64_t held, cycles;  // until all sums have met their scales; then, one block after the other
+    size_t room;            // 0: the block gives nothing
+    bool last;              // the lanes wait for its results
+};
+
 // A block of rows, or of keys or values of a head: what the lanes take in one go.
 struct Block {
-    uint32_t n_before;                 // beats of row scales, or of keys' scales
+    uint32_t n_before;                 // beats of scales that come first
     uint32_t n_values, value_cycles;
     uint32_t scale_period, n_scales;   // beats of scales behind so many of values
     uint64_t n_idle;                   // cycles at the end that take no beats
-    const sc_time* start;              // not before
-    Results* results;                  // takes them when there is room; or null
+    const sc_time *start, *also;       // not before either
+    Giving giving;
     Queue<sc_time>* done;              // when it is; or null
 };
 
@@ -119,25 +146,44 @@ public:
     LaneProcess(sc_core::sc_module_name name, const MemoryTiming& memory, const EngineTiming& engine, ReadProcess& reader, const sc_core::sc_event& started)
         : Process(name, memory, engine), reader_(reader), started_(started) {
         SC_THREAD(run);
+        SC_THREAD(give);
     }
 
     Queue<Block> blocks;
+    Results results;
     static sc_time never() { return sc_core::sc_max_time(); }
 
 private:
     void run() {
         for (;;) {
             const Block block = blocks.read();
-            while (*block.start == never()) wait(started_);
-            until(*block.start);
+            for (const sc_time* start : {block.start, block.also}) {
+                while (*start == never()) wait(started_);
+                until(*start);
+            }
+            while (block.giving.room && n_summed_ == 2) wait(given_);
             beats(block.n_before, 1);
             for (uint32_t value = 1; value <= block.n_values; ++value) {
                 beats(1, block.value_cycles);
                 if (block.scale_period && (value % block.scale_period == 0 || value == block.n_values)) beats(block.n_scales, 1);
             }
             cycles(block.n_idle);
-            if (block.results) block.results->write(sc_time_stamp());
+            if (block.giving.room) {
+                ++n_summed_;
+                summed_.write({sc_time_stamp(), block.giving});
+            }
+            while (block.giving.last && n_summed_ != 0) wait(given_);
             if (block.done) block.done->write(sc_time_stamp());
+        }
+    }
+    void give() {
+        for (;;) {
+            const std::pair<sc_time, Giving> next = summed_.read();
+            until(next.first + static_cast<double>(next.second.held) * clock_);
+            cycles(next.second.cycles);
+            results.write(next.second.room);
+            --n_summed_;
+            given_.notify(sc_core::SC_ZERO_TIME);
         }
     }
     void beats(uint32_t n, uint32_t each) {
@@ -149,6 +195,9 @@ private:
 
     ReadProcess& reader_;
     const sc_core::sc_event& started_;
+    uint32_t n_summed_ = 0;  // blocks whose results are not out
+    Queue<std::pair<sc_time, Giving>> summed_;
+    sc_core::sc_event given_;
 };
 
 }  // namespace hetrun::u280::model

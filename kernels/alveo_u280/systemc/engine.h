@@ -2,6 +2,7 @@
 // their times.
 #pragma once
 
+#include "../timing/loops.h"
 #include "channel.h"
 
 namespace hetrun::u280::model {
@@ -10,15 +11,15 @@ class Engine : public Process {
 public:
     SC_HAS_PROCESS(Engine);
     Engine(sc_core::sc_module_name name, const MemoryTiming& memory, const EngineTiming& engine, std::vector<Instruction> program, std::vector<Row> rows)
-        : Process(name, memory, engine), program_(std::move(program)), rows_(std::move(rows)) {
+        : Process(name, memory, engine), loops_(engine_), program_(std::move(program)), rows_(std::move(rows)) {
         for (uint32_t c = 0; c < engine.channels; ++c) {
             const std::string number = std::to_string(c);
             channels_.push_back(std::make_unique<Channel>(("channel" + number).c_str(), memory, c, engine.channels));
             readers_.push_back(std::make_unique<ReadProcess>(("reader" + number).c_str(), memory, engine, *channels_.back(), passes_written_, written_));
             lanes_.push_back(std::make_unique<LaneProcess>(("lanes" + number).c_str(), memory, engine, *readers_.back(), started_));
-            results_.push_back(std::make_unique<Results>(static_cast<int>(engine.result_groups)));
             done_.push_back(std::make_unique<Queue<sc_time>>());
         }
+        for (const Pass& pass : passes()) list_matmuls(pass);
         SC_THREAD(fetch);
         SC_THREAD(vector);
         SC_THREAD(count_writes);
@@ -35,9 +36,14 @@ private:
     };
     // A row of an ATTEND and a group of its heads.
     struct Unit {
-        uint32_t n_channels, cells, n_old;  // cells of a channel; of them, those that are read
+        uint32_t n_channels, n_heads, cells, n_own, n_old;  // KV heads; cells of a channel; of them, the pass's and those that are read
         uint64_t region;
-        sc_time largest = LaneProcess::never(), inverse = LaneProcess::never();  // when the lanes have them
+        bool begins_row;
+    };
+    // A MATMUL: when the lanes know of it; whether they hear of it at the one before.
+    struct Matmul {
+        sc_time known;
+        bool chained;
     };
 
     std::vector<Pass> passes() const {
@@ -48,6 +54,16 @@ private:
             all.back().n_outputs += rows_[i].output >= 0;
         }
         return all;
+    }
+    void list_matmuls(const Pass& pass) {
+        bool chained = false;
+        for (const Instruction& op : program_) {
+            if (op.op == HETRUN_U280_OP_MATMUL && n_rows(op, pass)) {
+                matmuls_.push_back({LaneProcess::never(), chained});
+                chained = true;
+            }
+            if (op.op == HETRUN_U280_OP_QUANTIZE || op.op == HETRUN_U280_OP_EMBED || op.op == HETRUN_U280_OP_ATTEND) chained = false;
+        }
     }
     static uint32_t n_rows(const Instruction& op, const Pass& pass) {
         return op.rows == HETRUN_U280_ROWS_OUTPUTS ? pass.n_outputs : static_cast<uint32_t>(pass.rows.size());
@@ -101,22 +117,23 @@ private:
     void tell_matmul(const Instruction& op, const Pass& pass) {
         const Layout& layout = kLayouts[op.format];
         const uint32_t n_blocks = up(op.n_rows, uint64_t{layout.block_rows} * engine_.channels), of_16_rows = 16 / layout.block_rows;
-        const uint32_t cycles = layout.value_cycles(n_rows(op, pass), engine_.lanes);
+        const uint32_t tokens = n_rows(op, pass), cycles = layout.value_cycles(tokens, engine_.lanes), values = layout.value_beats(op.n_columns);
+        // Dots of the last beats have still to meet their scales.
+        const uint32_t left = layout.scale_period == 0 ? 0 : values % layout.scale_period == 0 ? layout.scale_period : values % layout.scale_period;
         const sc_time* codes = codes_.empty() ? &sc_core::SC_ZERO_TIME : &codes_.back();
+        const sc_time* known = &matmuls_[n_told_++].known;
         for (uint32_t c = 0; c < engine_.channels; ++c) {
             for (uint32_t i = 0; i < n_blocks; ++i) {
-                const bool ends = (i + 1) % of_16_rows == 0 || i + 1 == n_blocks;
-                lanes_[c]->blocks.write({i % of_16_rows == 0, layout.value_beats(op.n_columns), cycles, layout.scale_period, layout.scale_beats, 0,
-                                         codes, ends ? results_[c].get() : nullptr, nullptr});
+                const Giving giving = {uint64_t{left} * cycles, uint64_t{layout.block_rows} * tokens, std::max(1u, engine_.result_beats / tokens), i + 1 == n_blocks};
+                lanes_[c]->blocks.write({i % of_16_rows == 0, values, cycles, layout.scale_period, layout.scale_beats, 0, codes, known, giving, nullptr});
             }
             read(*readers_[c], {op.hbm, n_blocks * layout.block_beats(op.n_columns) + up(n_blocks, of_16_rows)});
         }
     }
 
-    // Scales that the pass's own will stand among; then keys, scales of values and values of each row and group.
+    // Scales that the pass's own will stand among; then commands: values of a unit, weights of the next with keys of the one behind it.
     void tell_attend(const Instruction& op, const Pass& pass) {
-        rounded_.push_back(LaneProcess::never());
-        queries_.push_back(LaneProcess::never());
+        sent_.push_back(LaneProcess::never());
         for (const Row& row : pass.rows) {
             const uint32_t place = cell_of(op, row) / apart(op);
             for (uint32_t head = 0; head < op.n_heads_kv; ++head) {
@@ -124,9 +141,10 @@ private:
                 const uint64_t beat = block_of(op, row, number / engine_.channels) + place % 32 / 16;
                 read(*readers_[c], {beat, 1});
                 read(*readers_[c], {beat + 2, 1});
-                lanes_[c]->blocks.write({2, 0, 0, 0, 0, 0, &rounded_.back(), nullptr, done_[c].get()});
+                lanes_[c]->blocks.write({2, 0, 0, 0, 0, 0, &sent_.back(), &sent_.back(), {}, done_[c].get()});
             }
         }
+        std::deque<Unit> units;
         for (const Row& row : pass.rows) {
             uint32_t own = 0;
             for (const Row& other : pass.rows) own += other.slot == row.slot && other.position <= row.position;
@@ -134,36 +152,63 @@ private:
             own = std::min(own, seen);
             for (uint32_t group = 0; group < n_groups(op); ++group) {
                 const uint32_t n_channels = std::min(engine_.channels, op.n_heads_kv * apart(op) - group * engine_.channels);
-                const uint32_t n_old = up(seen - own, apart(op));
-                units_.push_back({n_channels, n_old + up(own, apart(op)), n_old, region_of(op, row, group)});
-                tell_unit(op, units_.back());
+                const uint32_t n_old = up(seen - own, apart(op)), n_own = up(own, apart(op));
+                units.push_back({n_channels, n_channels / apart(op), n_old + n_own, n_own, n_old, region_of(op, row, group), group == 0});
             }
         }
+        const size_t n = units.size();
+        for (size_t command = 0; command < n + 2; ++command) {
+            sent_.push_back(LaneProcess::never());
+            if (command >= 2) tell_values(op, units[command - 2], command < n);
+            if (command <= n) tell_scores(op, command < n ? &units[command] : nullptr, command > 0 ? &units[command - 1] : nullptr);
+        }
+        units_.insert(units_.end(), units.begin(), units.end());
     }
-    void tell_unit(const Instruction& op, const Unit& unit) {
-        const uint32_t n_queries = op.n_heads / op.n_heads_kv, each = n_queries * up(128, engine_.lanes), beats = key_beats(op);
-        const uint64_t own = uint64_t{unit.cells - unit.n_old} * beats * each, weighing = up(uint64_t{unit.cells} * n_queries, engine_.softmax_scores);
+    uint32_t each(const Instruction& op) const { return op.n_heads / op.n_heads_kv * up(128, engine_.lanes); }
+    void tell_values(const Instruction& op, const Unit& unit, bool keys_follow) {
+        const uint32_t beats = key_beats(op), queries = op.n_heads / op.n_heads_kv;
+        // One tile of eight more, the queries of the keys, and sums on their way out.
+        uint64_t idle = uint64_t{up(unit.cells, 8) * 8 + 8 - unit.n_old} * beats * each(op) + uint64_t{8} * queries * beats;
+        if (keys_follow) idle += 1 + query_words(op);
         for (uint32_t c = 0; c < unit.n_channels; ++c) {
-            auto& blocks = lanes_[c]->blocks;
-            for (uint32_t part = 0; part < 3; ++part) {
-                const sc_time* start = part == 0 ? &queries_.back() : part == 1 ? &unit.largest : &unit.inverse;
-                for (uint32_t cell = 0; cell < unit.n_old; cell += 32) {
-                    const uint32_t n = std::min(32u, unit.n_old - cell) * beats;
-                    const uint64_t block = unit.region + uint64_t{cell / 32} * block_beats(op);
-                    if (part < 2) read(*readers_[c], {block + 2 * part, 2});
-                    if (part != 1) read(*readers_[c], {block + 4 + (part == 2 ? 32 * beats : 0), n});
-                    blocks.write({part < 2 ? 2u : 0u, part == 1 ? 0 : n, each, 0, 0, 0, start, nullptr, nullptr});
-                }
-                blocks.write({0, 0, 0, 0, 0, part == 1 ? weighing : own, start, nullptr, done_[c].get()});
+            for (uint32_t cell = 0; cell < unit.n_old; cell += 32) {
+                const uint32_t n = std::min(32u, unit.n_old - cell) * beats;
+                read(*readers_[c], {unit.region + uint64_t{cell / 32} * block_beats(op) + 4 + 32 * beats, n});
+                lanes_[c]->blocks.write({0, n, each(op), 0, 0, 0, &sent_.back(), &sent_.back(), {}, nullptr});
             }
+            lanes_[c]->blocks.write({0, 0, 0, 0, 0, idle, &sent_.back(), &sent_.back(), {}, done_[c].get()});
         }
     }
+    static uint32_t channels_of(const Unit* keys, const Unit* weights) {
+        return std::max(keys ? keys->n_channels : 0, weights ? weights->n_channels : 0);
+    }
+    void tell_scores(const Instruction& op, const Unit* of_keys, const Unit* of_weights) {
+        const uint32_t beats = key_beats(op), queries = op.n_heads / op.n_heads_kv;
+        for (uint32_t c = 0; c < channels_of(of_keys, of_weights); ++c) {
+            const Unit* const keys = of_keys && c < of_keys->n_channels ? of_keys : nullptr;
+            const Unit* const weights = of_weights && c < of_weights->n_channels ? of_weights : nullptr;
+            uint32_t cell = 0;  // of both
+            const auto left = [&](const Unit* unit) { return unit && cell < unit->n_old ? std::min(32u, unit->n_old - cell) : 0u; };
+            for (; left(keys) + left(weights) != 0; cell += 32) {
+                const uint64_t block = uint64_t{cell / 32} * block_beats(op);
+                if (left(weights)) read(*readers_[c], {weights->region + block + 2, 2});
+                if (left(keys)) read(*readers_[c], {keys->region + block, 2});
+                if (left(keys)) read(*readers_[c], {keys->region + block + 4, left(keys) * beats});
+                const uint32_t scales = 2 * (left(keys) != 0) + 2 * (left(weights) != 0);
+                const uint64_t alone = left(weights) > left(keys) ? uint64_t{left(weights) - left(keys)} * beats * each(op) : 0;
+                lanes_[c]->blocks.write({scales, left(keys) * beats, each(op), 0, 0, alone, &sent_.back(), &sent_.back(), {}, nullptr});
+            }
+            const uint32_t old = std::max(keys ? keys->n_old : 0, weights ? weights->n_old : 0), all = std::max(keys ? keys->cells : 0, weights ? weights->cells : 0);
+            const uint64_t idle = uint64_t{all - old} * beats * each(op) + queries * ((keys ? 1u : 0u) + (weights ? 1u : 0u));
+            lanes_[c]->blocks.write({0, 0, 0, 0, 0, idle, &sent_.back(), &sent_.back(), {}, done_[c].get()});
+        }
+    }
+    static uint32_t n_sets(const Instruction& op) { return op.sink != 0 && op.d != op.a ? 2 : 1; }
+    // A head word and 64 codes each, of the queries of a head.
+    static uint32_t query_words(const Instruction& op) { return n_sets(op) * (op.n_heads / op.n_heads_kv) * (1 + up(op.head_dim, 64)); }
 
     // The vector process. Whatever it does takes longer by the factor that HLS may need.
     void work(uint64_t n) { cycles(n * engine_.stall_factor); }
-    void each_row(const Instruction& op, const Pass& pass, uint64_t n, uint32_t floats, uint32_t pipeline) {
-        if (n_rows(op, pass)) work(uint64_t{n_rows(op, pass)} * up(n, floats) + pipeline);
-    }
     void vector() {
         for (const Pass& pass : passes()) {
             uint64_t writes = 0;
@@ -180,33 +225,26 @@ private:
         sc_core::sc_stop();
     }
     void run(const Instruction& op, const Pass& pass, uint64_t& writes) {
-        const EngineTiming& e = engine_;
         switch (op.op) {
-            case HETRUN_U280_OP_LOAD:
-            case HETRUN_U280_OP_STORE:
-                if (n_rows(op, pass)) cycles(uint64_t{n_rows(op, pass)} * up(op.n, e.stream_floats) + e.ddr_cycles);
-                break;
-            case HETRUN_U280_OP_EMBED:
-                for (const Row& row : pass.rows) {
-                    const uint32_t block = uint32_t(row.token) / kLayouts[op.format].block_rows;
-                    for (uint32_t i = 0; i < kLayouts[op.format].block_beats(op.n_columns); ++i) {
-                        readers_[block % e.channels]->take();
-                        cycles(1);
-                    }
-                }
-                cycles(e.finish_cycles);
-                break;
-            case HETRUN_U280_OP_NORM: each_row(op, pass, 2 * uint64_t{op.n}, e.vector_floats, e.norm_cycles); break;
-            case HETRUN_U280_OP_GATE: each_row(op, pass, op.n, e.gate_floats, e.gate_cycles); break;
-            case HETRUN_U280_OP_QUANTIZE:
-                each_row(op, pass, 2 * uint64_t{op.n}, e.vector_floats, e.quantize_cycles);
-                start(codes_[n_codes_++]);
-                break;
-            case HETRUN_U280_OP_MATMUL: collect(op, pass); break;
-            case HETRUN_U280_OP_ATTEND: attend(op, pass, writes); break;
-            case HETRUN_U280_OP_END: break;
-            default: each_row(op, pass, op.n, e.vector_floats, e.element_cycles);
+            case HETRUN_U280_OP_END: return;
+            case HETRUN_U280_OP_EMBED: return embed(op, pass);
+            case HETRUN_U280_OP_MATMUL: return collect(op, pass);
+            case HETRUN_U280_OP_ATTEND: return attend(op, pass, writes);
+            default: break;
         }
+        if (n_rows(op, pass)) work(loops_.rows(op, n_rows(op, pass)));
+        if (op.op == HETRUN_U280_OP_QUANTIZE) start(codes_[n_codes_++]);
+    }
+    void embed(const Instruction& op, const Pass& pass) {
+        for (const Row& row : pass.rows) {
+            const uint32_t block = uint32_t(row.token) / kLayouts[op.format].block_rows;
+            for (uint32_t i = 0; i <= kLayouts[op.format].block_beats(op.n_columns); ++i) {
+                readers_[block % engine_.channels]->take();
+                cycles(1);
+            }
+            cycles(up(op.n_columns, engine_.stream_floats));
+        }
+        cycles(engine_.finish_cycles);
     }
     // What the vector process sends is at the lanes after the way between SLRs.
     void start(sc_time& what) {
@@ -217,35 +255,65 @@ private:
     void come(From& from) { until(from.read() + static_cast<double>(engine_.crossing_cycles) * clock_); }
 
     void collect(const Instruction& op, const Pass& pass) {
-        if (n_rows(op, pass) == 0) return;
-        for (uint32_t group = 0; group < up(op.n_rows, uint64_t{16} * engine_.channels); ++group) {
-            for (uint32_t c = 0; c < engine_.channels; ++c) {
-                come(*results_[c]);
-                cycles(up(uint64_t{16} * n_rows(op, pass), engine_.stream_floats));
-            }
+        const uint32_t tokens = n_rows(op, pass);
+        if (tokens == 0) return;
+        Matmul& own = matmuls_[n_matmuls_++];
+        if (own.known == LaneProcess::never()) start(own.known);
+        if (n_matmuls_ < matmuls_.size() && matmuls_[n_matmuls_].chained) start(matmuls_[n_matmuls_].known);
+        const uint32_t rows = kLayouts[op.format].block_rows * engine_.channels;
+        const uint32_t floats = op.ddr ? engine_.stream_floats : (op.flags & HETRUN_U280_FLAG_GATE) ? engine_.gate_floats : engine_.vector_floats;
+        for (uint32_t block = 0; block < up(op.n_rows, rows); ++block) {
+            for (auto& lanes : lanes_) until(lanes->results.first() + static_cast<double>(engine_.crossing_cycles) * clock_);
+            cycles(uint64_t{tokens} * up(rows, floats));
+            for (auto& lanes : lanes_) lanes->results.take();
         }
         cycles(uint64_t{engine_.finish_cycles} * engine_.stall_factor + (op.ddr ? engine_.ddr_cycles : 0));
     }
 
     void attend(const Instruction& op, const Pass& pass, uint64_t& writes) {
-        each_row(op, pass, uint64_t{4} * op.n_heads_kv * op.head_dim, engine_.vector_floats, engine_.quantize_cycles);
-        start(rounded_[n_attends_]);
+        const bool rotates = (op.flags & HETRUN_U280_FLAG_HADAMARD) != 0;
+        const uint32_t queries = op.n_heads / op.n_heads_kv, beats = key_beats(op);
+        const size_t n = pass.rows.size() * n_groups(op);
+        const auto round = [&] {
+            work(loops_.rounding(uint64_t{n_sets(op)} * op.n_heads, op.head_dim, rotates) + loops_.rounding(2 * op.n_heads_kv, op.head_dim, rotates));
+        };
+        size_t n_written = 0;
+        const auto write = [&] {
+            work(2 * op.n_heads_kv * (1 + beats));
+            writes += write_row(op, pass.rows[n_written++]);
+        };
+        start(sent_[n_sent_++]);
+        work(2 * engine_.channels);
+        round();
         for (const Row& row : pass.rows)
             for (uint32_t head = 0; head < op.n_heads_kv; ++head) come(*done_[(head * apart(op) + cell_of(op, row) % apart(op)) % engine_.channels]);
-        for (const Row& row : pass.rows) writes += write_row(op, row);
-        const uint64_t queries = op.n_heads * op.head_dim * (op.d == op.a ? 1 : 2);
-        each_row(op, pass, 2 * queries, engine_.vector_floats, engine_.quantize_cycles);
-        start(queries_[n_attends_++]);
-        for (size_t i = 0; i < pass.rows.size() * n_groups(op); ++i) {
-            Unit& unit = units_[n_units_++];
-            for (sc_time* next : {&unit.largest, &unit.inverse}) {
-                for (uint32_t c = 0; c < unit.n_channels; ++c) come(*done_[c]);
-                work(engine_.softmax_cycles);
-                start(*next);
+        work(loops_.scales(pass.rows.size(), n_groups(op), apart(op)));
+        const auto first = units_.begin() + static_cast<std::ptrdiff_t>(n_units_);
+        const std::vector<Unit> of_pass(first, first + static_cast<std::ptrdiff_t>(n));
+        n_units_ += n;
+        for (size_t command = 0; command < n + 2; ++command) {
+            const Unit* const keys = command < n ? &of_pass[command] : nullptr;
+            const Unit* const weights = command > 0 && command <= n ? &of_pass[command - 1] : nullptr;
+            const Unit* const values = command > 1 ? &of_pass[command - 2] : nullptr;
+            if (values) work(loops_.exchange(1 + values->n_own * beats));
+            if (weights) work(loops_.exchange(1 + weights->n_own));
+            if (keys) work(loops_.exchange(1 + query_words(op) + keys->n_own * (1 + beats)));
+            start(sent_[n_sent_++]);
+            if (command == 0) write();
+            if (values) {
+                for (uint32_t c = 0; c < values->n_channels; ++c) come(*done_[c]);
+                work(loops_.sums(queries, op.head_dim, apart(op)));
+                work(loops_.finishing(values->n_heads * queries, op.head_dim, rotates));
             }
-            for (uint32_t c = 0; c < unit.n_channels; ++c) come(*done_[c]);
-            const uint64_t floats = uint64_t{unit.n_channels} * (op.n_heads / op.n_heads_kv) * op.head_dim;
-            work(up(floats, engine_.vector_floats) + engine_.element_cycles);
+            if (command + 1 < n) work(engine_.channels);
+            if (command + 1 < n && of_pass[command + 1].begins_row) {
+                round();
+                write();
+            }
+            if (keys || weights)
+                for (uint32_t c = 0; c < channels_of(keys, weights); ++c) come(*done_[c]);
+            if (weights) work(loops_.weights(queries, weights->n_heads, apart(op)));
+            if (keys) work(engine_.channels + engine_.element_cycles);
         }
     }
     uint64_t write_row(const Instruction& op, const Row& row) {
@@ -268,6 +336,7 @@ private:
         }
     }
 
+    const Loops loops_;
     const std::vector<Instruction> program_;
     const std::vector<Row> rows_;
     uint32_t passes_written_ = 0;
@@ -275,12 +344,12 @@ private:
     std::vector<std::unique_ptr<Channel>> channels_;
     std::vector<std::unique_ptr<ReadProcess>> readers_;
     std::vector<std::unique_ptr<LaneProcess>> lanes_;
-    std::vector<std::unique_ptr<Results>> results_;
     std::vector<std::unique_ptr<Queue<sc_time>>> done_;  // parts of attention that wait for no room
     Queue<std::pair<const Instruction*, sc_time>> fetched_;
-    std::deque<sc_time> codes_, rounded_, queries_;  // when the lanes have codes of a QUANTIZE; of an ATTEND, leave to send scales, and queries
+    std::deque<sc_time> codes_, sent_;  // when the lanes have codes of a QUANTIZE; commands of an ATTEND, the first for scales
     std::deque<Unit> units_;
-    size_t n_codes_ = 0, n_attends_ = 0, n_units_ = 0;
+    std::deque<Matmul> matmuls_;
+    size_t n_codes_ = 0, n_sent_ = 0, n_units_ = 0, n_matmuls_ = 0, n_told_ = 0;
     Replies replies_;
     Queue<uint64_t> n_writes_;
     uint64_t beats_ = 0;

@@ -5,25 +5,25 @@
 // PROGRAM, ROWS: files of hls/engine.h's Instruction and Row. NAME is a constant of timing.h, set in both models, or in one:
 // systemc.NAME, plain.NAME.
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
-#include <map>
 #include <string>
 
+#include "../../fabric/systemc/constants.h"
 #include "engine.h"
 
+namespace fabric = hetrun::fabric;
 using namespace hetrun::u280;
 
 namespace {
 
-struct Constants {
+struct Timings {
     MemoryTiming memory = memory_timing();
     EngineTiming engine = engine_timing();
 
-    bool set(const std::string& name, long long value) {
-        const std::map<std::string, int64_t*> wide = {
+    fabric::Constants constants() {
+        return {
             {"byte_fs", &memory.byte_fs},
             {"burst_ps", &memory.burst_ps},
             {"hit_ps", &memory.hit_ps},
@@ -34,8 +34,6 @@ struct Constants {
             {"refresh_ps", &memory.refresh_ps},
             {"turn_ps", &memory.turn_ps},
             {"clock_ps", &engine.clock_ps},
-        };
-        const std::map<std::string, uint32_t*> narrow = {
             {"row_bytes", &memory.row_bytes},
             {"banks", &memory.banks},
             {"channels", &engine.channels},
@@ -47,8 +45,8 @@ struct Constants {
             {"vector_floats", &engine.vector_floats},
             {"gate_floats", &engine.gate_floats},
             {"stream_floats", &engine.stream_floats},
-            {"softmax_scores", &engine.softmax_scores},
-            {"result_groups", &engine.result_groups},
+            {"exchange_turns", &engine.exchange_turns},
+            {"result_beats", &engine.result_beats},
             {"stall_factor", &engine.stall_factor},
             {"fetch_cycles", &engine.fetch_cycles},
             {"port_cycles", &engine.port_cycles},
@@ -61,9 +59,6 @@ struct Constants {
             {"gate_cycles", &engine.gate_cycles},
             {"softmax_cycles", &engine.softmax_cycles},
         };
-        if (wide.count(name)) *wide.at(name) = value;
-        if (narrow.count(name)) *narrow.at(name) = static_cast<uint32_t>(value);
-        return wide.count(name) || narrow.count(name);
     }
 };
 
@@ -79,15 +74,10 @@ std::vector<T> records(const char* path) {
 }  // namespace
 
 int sc_main(int argc, char** argv) {
-    Constants systemc, plain;
+    Timings systemc, plain;
+    const fabric::Constants of_systemc = systemc.constants(), of_plain = plain.constants();
     for (int i = 1; i < argc - 2; ++i) {
-        const char* equals = std::strchr(argv[i], '=');
-        const std::string name(argv[i], equals ? static_cast<size_t>(equals - argv[i]) : 0);
-        const long long value = equals ? std::atoll(equals + 1) : 0;
-        const bool known = name.rfind("systemc.", 0) == 0 ? systemc.set(name.substr(8), value)
-                           : name.rfind("plain.", 0) == 0 ? plain.set(name.substr(6), value)
-                                                          : systemc.set(name, value) && plain.set(name, value);
-        if (!known) {
+        if (!fabric::set_constant(argv[i], of_systemc, of_plain)) {
             std::fprintf(stderr, "%s: no constant of timing.h\n", argv[i]);
             return 2;
         }

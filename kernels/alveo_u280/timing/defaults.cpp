@@ -31,10 +31,10 @@ EngineTiming engine_timing() {
         HETRUN_U280_FIFO_BEATS,
         HETRUN_U280_PASS_TOKENS,
         64,    // analytic: 32 URAMs of 64 bits side by side; twice as many would take 7% more of the card's LUTs
-        16,    // analytic: an exponential and a quotient each
+        8,     // hls/vector.h: kGates
         16,    // a beat of 512 bits
-        1,     // hls/attend.h: weigh
-        2,     // analytic: depth of the stream of results
+        4,     // hls/attention.h: send_part and take_*
+        32,    // hls/processes.h: depth of the stream of results
         1,
         4,     // analytic: two beats of DDR, checks, the broadcast
         20,    // analytic: register slices between SLR0's logic and the ports, and the way to 450 MHz and back; an assumption

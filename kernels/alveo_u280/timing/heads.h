@@ -8,14 +8,16 @@
 
 namespace hetrun::u280 {
 
-// What the lanes do with a region, one after the other.
-enum class Phase { kKeys, kWeights, kValues };
-constexpr Phase kPhases[] = {Phase::kKeys, Phase::kWeights, Phase::kValues};
+// A row of the pass and a group of heads: what a channel does for it.
+struct Unit {
+    uint64_t beat;          // where its region begins in the channel
+    uint32_t n_old, n_own;  // cells that are read, and cells of this pass, which are on the chip
+    uint32_t n_channels;    // with a head in this group
+    uint32_t n_heads;       // KV heads of the group
+    size_t row;
+    bool first;             // of its row
 
-// What a channel does for a row of the pass and a group of heads.
-struct Region {
-    uint64_t beat;           // where the region begins in the channel
-    uint32_t n_old, n_own;   // cells that are read, and cells of this pass, which are on the chip
+    uint32_t n_cells() const { return n_old + n_own; }
 };
 
 class Heads {
@@ -45,14 +47,22 @@ public:
         return op_.sink + (position - op_.sink) % (op_.n_cells - op_.sink);
     }
 
-    // Of row `r`: cells in this channel, those of the pass apart.
-    Region region(const std::vector<Row>& rows, size_t r, uint32_t group) const {
+    uint32_t query_sets() const { return op_.d == op_.a || op_.sink == 0 ? 1 : 2; }  // sinks may meet their own
+
+    Unit unit(const std::vector<Row>& rows, size_t r, uint32_t group) const {
         const uint32_t position = static_cast<uint32_t>(rows[r].position);
         uint32_t own = 0;
         for (const Row& row : rows) own += row.slot == rows[r].slot && row.position <= rows[r].position;
         const uint32_t visible = op_.window ? std::min(position + 1, op_.sink + op_.window) : position + 1;
         own = std::min(own, visible);
-        return {region_of(rows[r], group), (visible - own + split_ - 1) / split_, (own + split_ - 1) / split_};
+        const uint32_t n = head_channels(group);
+        return {region_of(rows[r], group), (visible - own + split_ - 1) / split_, (own + split_ - 1) / split_, n, n / split_, r, group == 0};
+    }
+    std::vector<Unit> units(const std::vector<Row>& rows) const {
+        std::vector<Unit> all;
+        for (size_t r = 0; r < rows.size(); ++r)
+            for (uint32_t group = 0; group < groups_; ++group) all.push_back(unit(rows, r, group));
+        return all;
     }
 
     // The block of a group's region in which a row's slot has a cell.

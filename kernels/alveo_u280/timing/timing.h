@@ -33,11 +33,11 @@ struct MemoryTiming {
 struct EngineTiming {
     int64_t clock_ps;
     uint32_t channels, lanes, outstanding, burst_beats, fifo_beats, pass_tokens;
-    uint32_t vector_floats;    // a cycle, of what the vector process does with a row
+    uint32_t vector_floats;    // a cycle, of what the vector process does with a row, and of a matrix's results
     uint32_t gate_floats;      // of silu(a) * b
-    uint32_t stream_floats;    // of a stream: results, and the port of DDR
-    uint32_t softmax_scores;   // a cycle and channel
-    uint32_t result_groups;    // of 16 rows, that wait for the vector process, of each channel
+    uint32_t stream_floats;    // of a stream, and of the port of DDR
+    uint32_t exchange_turns;   // channels that one after the other exchange beats of attention with the vector process
+    uint32_t result_beats;     // of a channel, of a token and block of rows each, that wait for the vector process
     uint32_t stall_factor;     // times what the vector process takes: how much slower HLS may make it
     uint32_t fetch_cycles;     // of an instruction
     uint32_t port_cycles;      // between a reader and its port of HBM, there and back

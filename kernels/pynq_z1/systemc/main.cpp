@@ -4,23 +4,22 @@
 //
 // NAME is a constant of timing.h, set in both models, or in one: systemc.NAME, plain.NAME.
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <map>
 #include <string>
 
+#include "../../fabric/systemc/constants.h"
 #include "engine.h"
 
+namespace fabric = hetrun::fabric;
 using namespace hetrun::pynq;
 
 namespace {
 
-struct Constants {
+struct Timings {
     BoardTiming board = board_timing();
     EngineTiming engine = engine_timing();
 
-    bool set(const std::string& name, long long value) {
-        const std::map<std::string, int64_t*> wide = {
+    fabric::Constants constants() {
+        return {
             {"clock_ps", &board.clock_ps},
             {"dram_byte_fs", &board.dram_byte_fs},
             {"dram_burst_ps", &board.dram_burst_ps},
@@ -29,8 +28,6 @@ struct Constants {
             {"refresh_ps", &board.refresh_ps},
             {"read_latency_ps", &board.read_latency_ps},
             {"processor_bytes_per_s", &board.processor_bytes_per_s},
-        };
-        const std::map<std::string, uint32_t*> narrow = {
             {"lanes", &engine.lanes},
             {"ports", &engine.ports},
             {"fifo_words", &engine.fifo_words},
@@ -41,9 +38,6 @@ struct Constants {
             {"activate_cycles", &engine.activate_cycles},
             {"divide_cycles", &engine.divide_cycles},
         };
-        if (wide.count(name)) *wide.at(name) = value;
-        if (narrow.count(name)) *narrow.at(name) = static_cast<uint32_t>(value);
-        return wide.count(name) || narrow.count(name);
     }
 };
 
@@ -56,7 +50,8 @@ void print(const char* name, uint64_t cycles, uint64_t busy, uint64_t memory_sta
 }  // namespace
 
 int sc_main(int argc, char** argv) {
-    Constants systemc, plain;
+    Timings systemc, plain;
+    const fabric::Constants of_systemc = systemc.constants(), of_plain = plain.constants();
     std::vector<model::Job> ring;
     Timing sum{};
     uint32_t weights = 1u << 24;
@@ -72,13 +67,7 @@ int sc_main(int argc, char** argv) {
             weights += ring.back().n_pairs() * 16;
             continue;
         }
-        const char* equals = std::strchr(argv[i], '=');
-        const std::string name(argv[i], equals ? static_cast<size_t>(equals - argv[i]) : 0);
-        const long long value = equals ? std::atoll(equals + 1) : 0;
-        const bool known = name.rfind("systemc.", 0) == 0 ? systemc.set(name.substr(8), value)
-                           : name.rfind("plain.", 0) == 0 ? plain.set(name.substr(6), value)
-                                                          : systemc.set(name, value) && plain.set(name, value);
-        if (!known || !ring.empty()) {
+        if (!fabric::set_constant(argv[i], of_systemc, of_plain) || !ring.empty()) {
             std::fprintf(stderr, "%s: neither a constant of timing.h before all shapes nor FORMAT:ROWS:CHUNKS:TOKENS[:MODE]\n", argv[i]);
             return 2;
         }

@@ -5,7 +5,7 @@ times are simulated: `alone`, with memory that never makes it wait, and `streame
 few rows waits for HBM, less what its readers have fetched during the work between matrices; of that, a matrix is
 credited its share of a layer's (the layer that a matrix of its size would belong to). So the ops of a step add up to
 the step, within 5%. Not where one or two rows attend with many queries a KV head over long contexts and the weights are
-wide: there the readers fetch weights meanwhile, which no op knows (10% too much for TinyLlama in Q8_0 behind 1,900
+wide: there the readers fetch weights meanwhile, which no op knows (11% too much for TinyLlama in Q8_0 behind 1,900
 tokens).
 """
 
@@ -16,7 +16,19 @@ from dataclasses import replace
 from functools import cache
 
 from hetrun.device import Batch, Cost, Segment
-from hetrun.ops import Attention, Embedding, GatedActivation, KvSpec, MatMul, Op, RmsNorm, SelectRows, Workload
+from hetrun.ops import (
+    Add,
+    Attention,
+    Embedding,
+    GatedActivation,
+    KvSpec,
+    MatMul,
+    Op,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    Workload,
+)
 from hetrun.resources import resource_path
 from hetrun.toml_table import read_toml
 from hetrun_alveo_u280.definition import definition
@@ -63,16 +75,23 @@ def op_seconds(op: Op, workload: Workload, design: Design | None = None) -> floa
                 numbers = (("format", number), ("n_rows", weight.shape[0]), ("n_columns", weight.shape[1]))
                 cycles += n_passes * _copies("EMBED", numbers, rows, design)
             case RmsNorm(weight=weight) if weight.shape[0] == width:
-                cycles += n_passes * (_vector("NORM", width, rows, design) + _round(width, rows, _shared(design)))
-            case GatedActivation():
-                cycles += n_passes * (_vector("GATE", width, rows, design) + _round(width, rows, _shared(design)))
+                cycles += n_passes * (_norm(width, width, rows, design) + _round(width, rows, _shared(design)))
+            case RmsNorm(weight=weight):
+                cycles += n_passes * _norm(width, weight.shape[0], rows, design)
+            case GatedActivation():  # while the results of a matrix come
+                gated = _vector("GATE", width, rows, design) - _lanes(width, 3 * width // 8, rows, design)
+                cycles += n_passes * (max(0, gated) + _round(width, rows, _shared(design)))
+            case Rope():  # while the last matrix of a value is multiplied
+                rotated = _rope(width, op.head_dim, len(op.frequencies), rows, design)
+                cycles += n_passes * max(0, rotated - _lanes(width, width, rows, design))
+            case Add():  # while the results of a matrix come
+                pass
             case Attention():
                 cycles += n_passes * _round(width, rows, _shared(design))
             case SelectRows():
                 cycles += n_passes * _vector("SELECT", width, rows, design)
             case _:
-                name = {"rms_norm": "NORM", "rope": "ROPE"}.get(op.kind, "ADD")
-                cycles += n_passes * _vector(name, width, rows, design)
+                cycles += n_passes * _vector("SCALE", width, rows, design)
     if isinstance(op, Attention):
         own_queries = op.q_sink is not None
         cycles += _attention(op.n_heads, _without_name(op.kv), own_queries, _rows(workload), design)
@@ -108,6 +127,21 @@ def _copies(op: str, numbers: tuple[tuple[str, float], ...], n_rows: int, design
     """Cycles of an instruction among others like it."""
     program = [Instruction(op, "", dict(numbers), f"{hbm}{i}" if hbm else None) for i in range(_COPIES)]
     return step_timing(program, [Row(0) for _ in range(n_rows)], design).of_instruction[-1]
+
+
+def _norm(n: int, group: int, n_rows: int, design: Design) -> int:
+    return _copies("NORM", (("n", n), ("group", group)), n_rows, _shared(design), None)
+
+
+def _rope(n: int, head_dim: int, n_pairs: int, n_rows: int, design: Design) -> int:
+    numbers = (("n", n), ("group", head_dim), ("n_pairs", n_pairs))
+    return _copies("ROPE", numbers, n_rows, _shared(design), None)
+
+
+def _lanes(n_out: int, n_in: int, n_rows: int, design: Design) -> float:
+    """Of a matrix in the lanes alone. Its format is not known here: between W2S24's and Q4_0's, twice as many."""
+    numbers = (("format", definition().numbers["FORMAT_S4"]), ("n_rows", n_out), ("n_columns", max(1, n_in)))
+    return 0.75 * _copies("MATMUL", numbers, n_rows, replace(_shared(design), memory_factor=_ENDLESS))
 
 
 def _vector(op: str, n: int, n_rows: int, design: Design) -> int:
@@ -153,16 +187,19 @@ def _matmul(number: int, n_out: int, n_in: int, n_rows: int, design: Design) -> 
     return max(alone, streamed - credit)
 
 
+_SHORT = 128  # cells of a context
+
+
 @cache
 def _between(n_embd: int, n_rows: int, design: Design) -> float:
     """Cycles of a layer in which no weights move. It has 12 n_embd^2 weights, its intermediate size is 8/3 n_embd."""
     n_ff = 8 * n_embd // 3
-    work = [("NORM", n_embd), ("ROPE", n_embd), ("ADD", n_embd)] * 2 + [("GATE", n_ff)]
     rounded = 3 * _round(n_embd, n_rows, design) + _round(n_ff, n_rows, design)
     head_dim = min(128, n_embd)
-    kv = KvSpec("", 1, n_rows, max(1, n_embd // head_dim), head_dim, "kv4")
-    attention = _attention(kv.n_heads_kv, kv, False, tuple(Row(i) for i in range(n_rows)), design)
-    return attention + rounded + sum(_vector(op, n, n_rows, design) for op, n in work)
+    n_heads = max(1, n_embd // head_dim)
+    kv = KvSpec("", 1, _SHORT + n_rows, max(1, n_heads // 4), head_dim, "kv4")
+    attention = _attention(kv.n_heads_kv * 4, kv, False, tuple(Row(_SHORT + i) for i in range(n_rows)), design)
+    return attention + rounded + 2 * _norm(n_embd, n_embd, n_rows, design)
 
 
 def _ahead_cycles(design: Design) -> float:

@@ -2,10 +2,14 @@
 
 - A value is quantised once for all the matrices that read it one after the other.
 - A value that nothing within the segment reads goes to DDR, straight from a matmul.
+- A sum or gate that alone reads the matmul before it is made of its results as they come.
+- The last matmul of a value stands behind what is done with the results of the others; the lanes do it meanwhile.
 - Inputs are loaded when they are first read.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from hetrun.device import Segment
 from hetrun.ops import (
@@ -37,10 +41,10 @@ def lower(segment: Segment) -> tuple[tuple[Instruction, ...], tuple[Value, ...]]
 
 class _Lowering:
     def __init__(self, segment: Segment) -> None:
-        self._segment = segment
+        self._ops = _ordered(segment.ops)
         self._kept = {v.name for v in segment.outputs}
         self._uses: dict[str, list[int]] = {}
-        for i, op in enumerate(segment.ops):
+        for i, op in enumerate(self._ops):
             for value in op.inputs:
                 self._uses.setdefault(value.name, []).append(i)
         floats = definition().numbers["VECTOR_FLOATS"]
@@ -52,8 +56,16 @@ class _Lowering:
         self._instructions: list[Instruction] = []
 
     def run(self) -> tuple[tuple[Instruction, ...], tuple[Value, ...]]:
-        for i, op in enumerate(self._segment.ops):
+        done = -1
+        for i, op in enumerate(self._ops):
+            if i <= done:
+                continue
             self._source = op.name
+            if joined := self._joined(i):
+                done = i + 1
+                self._matmul_into(*joined, i)
+                self._memory.release(done)
+                continue
             # Of an attention that nothing reads, keys and values are still to be kept.
             if op.name in self._uses or op.name in self._kept or isinstance(op, Attention):
                 self._lower(op, i)
@@ -73,18 +85,43 @@ class _Lowering:
 
     def _matmul(self, op: MatMul, number: int) -> None:
         read = op.name in self._uses
+        self._quantise(op, number)
+        if read:
+            self._memory.bring([], op.output, number)
+            self._emit("MATMUL", op.output, hbm=op.weight.name, dst=self._at(op.output), **_shape(op))
+        else:
+            self._in_ddr.add(op.name)
+            place = (Place.VALUE, op.name)
+            self._emit("MATMUL", op.output, hbm=op.weight.name, ddr=place, stride=op.output.width, **_shape(op))
+
+    def _joined(self, number: int) -> tuple[MatMul, Op, Value, str] | None:
+        """(a matmul, the op behind it that alone reads it, that op's other operand, the flag that makes both one)."""
+        ops = self._ops[number : number + 2]
+        if len(ops) < 2 or not isinstance(ops[0], MatMul) or self._uses.get(ops[0].name) != [number + 1]:
+            return None
+        matmul, reader = ops
+        if matmul.name in self._kept or not (reader.name in self._uses or reader.name in self._kept):
+            return None
+        match reader:
+            case GatedActivation(gate=other, up=up) if up.name == matmul.name:
+                return matmul, reader, other, "FLAG_GATE"
+            case Add(a=a, b=b):
+                return matmul, reader, b if a.name == matmul.name else a, "FLAG_ADD"
+        return None
+
+    def _matmul_into(self, matmul: MatMul, reader: Op, other: Value, flag: str, number: int) -> None:
+        self._quantise(matmul, number)
+        self._memory.bring([other], reader.output, number + 1)
+        at = {"b": self._at(other), "dst": self._at(reader.output), "flags": definition().numbers[flag]}
+        self._emit("MATMUL", reader.output, hbm=matmul.weight.name, **_shape(matmul), **at)
+        if reader.name in self._kept and reader.name not in self._in_ddr:
+            self._store(reader.output)
+
+    def _quantise(self, op: MatMul, number: int) -> None:
         if self._quantised != op.x.name:
             self._memory.bring([op.x], None, number)
             self._emit("QUANTIZE", op.x, a=self._at(op.x), n=op.x.width)
             self._quantised = op.x.name
-        matrix = {"n_rows": op.weight.shape[0], "n_columns": op.weight.shape[1], "format": _format(op)}
-        if read:
-            self._memory.bring([], op.output, number)
-            self._emit("MATMUL", op.output, hbm=op.weight.name, dst=self._at(op.output), **matrix)
-        else:
-            self._in_ddr.add(op.name)
-            place = (Place.VALUE, op.name)
-            self._emit("MATMUL", op.output, hbm=op.weight.name, ddr=place, stride=op.output.width, **matrix)
 
     def _vector_op(self, op: Op) -> None:
         at, dst = self._at, self._at(op.output)
@@ -182,6 +219,29 @@ class _Lowering:
         outputs = value is not None and value.rows == "outputs"
         rows = definition().numbers["ROWS_OUTPUTS" if outputs else "ROWS_TOKENS"]
         self._instructions.append(Instruction(op, self._source, {"rows": rows, **numbers}, hbm, ddr))
+
+
+def _ordered(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """Values are made before they are read, as they were."""
+    ordered = list(ops)
+    for i in range(len(ordered) - 2, 0, -1):
+        before, last = ordered[i - 1 : i + 1]
+        if not (isinstance(before, MatMul) and isinstance(last, MatMul) and before.x.name == last.x.name):
+            continue
+        end = i + 1
+        while end < len(ordered) and _goes_before(ordered[end], last):
+            end += 1
+        ordered[i:end] = [*ordered[i + 1 : end], last]
+    return tuple(ordered)
+
+
+def _goes_before(op: Op, last: MatMul) -> bool:
+    of_rows = isinstance(op, (Rope, Bias, Scale, RmsNorm))
+    return of_rows and all(value.name != last.name for value in op.inputs)
+
+
+def _shape(op: MatMul) -> dict[str, float]:
+    return {"n_rows": op.weight.shape[0], "n_columns": op.weight.shape[1], "format": _format(op)}
 
 
 def _format(op: Embedding | MatMul) -> int:

@@ -57,8 +57,8 @@ def buffer_argument(number: int) -> str:
     return names.get(number, f"channel{number}")
 
 
-def streams() -> Iterator[tuple[str, ...]]:
-    """(unit.port that writes, unit.port that reads) of each stream, and its depth where there is a FIFO between them.
+def streams() -> Iterator[tuple[str, str]]:
+    """(unit.port that writes, unit.port that reads) of each stream.
 
     Ports of an array have their number behind its name. Channels are dealt to kernels of lanes in order.
     """
@@ -68,7 +68,7 @@ def streams() -> Iterator[tuple[str, ...]]:
         unit = _lane_unit(k)
         yield f"{CONTROLLER_UNIT}.commands_{k}", f"{unit}.commands"
         for i in range(n_channels):
-            yield f"{CONTROLLER_UNIT}.beats_{k * n_channels + i}", f"{unit}.beats_{i}", str(n["FIFO_BEATS"])
+            yield f"{CONTROLLER_UNIT}.beats_{k * n_channels + i}", f"{unit}.beats_{i}"
         yield f"{unit}.results", f"{CONTROLLER_UNIT}.results_{k}"
 
 

@@ -77,7 +77,18 @@ def _of_attention(op: Attention) -> str | None:
         return reason
     if op.soft_cap:
         return "the engine's attention has no cap on scores"
-    return _too_many_heads(op.n_heads) if op.n_heads > definition().numbers["MAX_HEADS"] else None
+    most = definition().under("MAX_")
+    if op.n_heads > most["HEADS"]:
+        return _too_many_heads(op.n_heads)
+    queries = op.n_heads // op.kv.n_heads_kv
+    if queries * -(-op.kv.head_dim // 128) > most["QUERIES"]:
+        return f"{queries} queries of a KV head of {op.kv.head_dim}; the engine takes {most['QUERIES']} of up to 128"
+    cells = -(-op.kv.n_cells // max(1, definition().numbers["CHANNELS"] // op.kv.n_heads_kv))
+    if cells * queries > most["SCORES"]:
+        return (
+            f"{cells} cells of a KV head in a channel, {queries} queries each; the engine keeps {most['SCORES']} scores"
+        )
+    return None
 
 
 def _too_many_heads(n_heads: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from hetrun.free_list import FreeList
 from hetrun.ops import Value
 
-WORD_FLOATS = 16  # that the engine reads and writes at once: values begin at a multiple
+WORD_FLOATS = 64  # of the vector memory: values begin at a multiple
 
 
 def floats_of(values: Sequence[Value]) -> int:
