@@ -111,6 +111,7 @@ class _Lowering:
 
     def _matmul_into(self, matmul: MatMul, reader: Op, other: Value, flag: str, number: int) -> None:
         self._quantise(matmul, number)
+        self._memory.release(number)  # its codes are with the lanes
         self._memory.bring([other], reader.output, number + 1)
         at = {"b": self._at(other), "dst": self._at(reader.output), "flags": definition().numbers[flag]}
         self._emit("MATMUL", reader.output, hbm=matmul.weight.name, **_shape(matmul), **at)
