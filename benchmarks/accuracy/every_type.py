@@ -47,7 +47,7 @@ TYPES = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "NVFP4"),
 )
 PARTS = {
-    **{name: "ffn_down" for name in ("Q2_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS")},
+    **{name: "ffn_down" for name in ("Q2_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")},
     **{name: "blk.15.ffn_down" for name in ("TQ1_0", "TQ2_0")},  # ternary: ffn_down of every block is too much, too
 }
 """Types that leave nothing of this small model where all matrices have them: these matrices alone do, others Q8_0."""
