@@ -48,7 +48,7 @@ def program(layer: Layer, n_layers: int = 1) -> list[Instruction]:
     if layer.n_vocab:
         known += [_vector(op, layer.n_embd, outputs=True) for op in ("SELECT", "NORM", "QUANTIZE")]
         known.append(_matrix("MATMUL", "output", layer, layer.n_vocab, layer.n_embd, outputs=True))
-    return [*known, Instruction("END", "")]
+    return [*known, Instruction("END", ())]
 
 
 def decode(n_seqs: int, n_past: int) -> list[Row]:
@@ -73,12 +73,12 @@ def _rows(outputs: bool) -> int:
 
 
 def _vector(op: str, n: int, outputs: bool = False) -> Instruction:
-    return Instruction(op, "", {"n": n, "group": n, "rows": _rows(outputs)})
+    return Instruction(op, (), {"n": n, "group": n, "rows": _rows(outputs)})
 
 
 def _rope(n: int, layer: Layer) -> Instruction:
     return Instruction(
-        "ROPE", "", {"n": n, "group": layer.head_dim, "n_pairs": layer.head_dim // 2, "rows": _rows(False)}
+        "ROPE", (), {"n": n, "group": layer.head_dim, "n_pairs": layer.head_dim // 2, "rows": _rows(False)}
     )
 
 
@@ -94,11 +94,11 @@ def _matrix(
     }
     if flag:
         numbers["flags"] = known[f"FLAG_{flag}"]
-    return Instruction(op, "", numbers, name, (Place.VALUE, name) if outputs else None)
+    return Instruction(op, (), numbers, name, (Place.VALUE, name) if outputs else None)
 
 
 def _attend(name: str, layer: Layer) -> Instruction:
     fields = ("n_heads", "n_heads_kv", "head_dim", "n_slots", "n_cells", "sink", "window")
     n_ctx = 1 << 20 if layer.window else layer.n_cells
     d = 16 if layer.sink_queries else 0
-    return Instruction("ATTEND", "", {"n_ctx": n_ctx, "d": d, **{f: getattr(layer, f) for f in fields}}, name)
+    return Instruction("ATTEND", (), {"n_ctx": n_ctx, "d": d, **{f: getattr(layer, f) for f in fields}}, name)

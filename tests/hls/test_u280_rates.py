@@ -76,10 +76,10 @@ def modelled(op: str, numbers: Numbers, rows: int, position: int = 0, weight: st
     ]
     if weight is not None:
         fields = {**numbers, "format": WEIGHTS[weight]}
-        ops = [Instruction("QUANTIZE", "", {"n": numbers["n_columns"]}), Instruction(op, "", fields, "w")]
+        ops = [Instruction("QUANTIZE", (), {"n": numbers["n_columns"]}), Instruction(op, (), fields, "w")]
         return step_timing(ops, table, FAST_MEMORY)
     place = (Place.VALUE, "x") if op in ("LOAD", "STORE", "NORM", "BIAS", "ROPE") else None
-    return step_timing([Instruction(op, "", numbers, "kv" if op == "ATTEND" else None, place)], table, FAST_MEMORY)
+    return step_timing([Instruction(op, (), numbers, "kv" if op == "ATTEND" else None, place)], table, FAST_MEMORY)
 
 
 WIDE: dict[str, dict[str, int]] = {

@@ -159,17 +159,17 @@ def test_instructions_add_up_to_the_step() -> None:
 def test_beats_are_those_of_the_layouts() -> None:
     """4,096 x 4,096 in W2S24: 32 blocks of 64 beats a channel, and a beat of row scales each four of them."""
     op = {"format": definition().numbers["FORMAT_W2S24"], "n_rows": 4096, "n_columns": 4096}
-    assert step_timing([Instruction("MATMUL", "", op, "w")], decode(1, 0)).weight_beats == 32 * (32 * 64 + 8)
+    assert step_timing([Instruction("MATMUL", (), op, "w")], decode(1, 0)).weight_beats == 32 * (32 * 64 + 8)
 
 
 @pytest.mark.parametrize(
     "op",
     [
-        Instruction("MATMUL", "", {"format": 9, "n_rows": 4, "n_columns": 4}),
-        Instruction("MATMUL", "", {"n_rows": 0, "n_columns": 4}),
-        Instruction("ATTEND", "", {"n_heads": 3, "n_heads_kv": 2, "head_dim": 64, "n_cells": 4}),
-        Instruction("ATTEND", "", {"n_heads": 2, "n_heads_kv": 0, "head_dim": 64, "n_cells": 4}),
-        Instruction("ATTEND", "", {"n_heads": 2, "n_heads_kv": 2, "head_dim": 64, "n_cells": 0}),
+        Instruction("MATMUL", (), {"format": 9, "n_rows": 4, "n_columns": 4}),
+        Instruction("MATMUL", (), {"n_rows": 0, "n_columns": 4}),
+        Instruction("ATTEND", (), {"n_heads": 3, "n_heads_kv": 2, "head_dim": 64, "n_cells": 4}),
+        Instruction("ATTEND", (), {"n_heads": 2, "n_heads_kv": 0, "head_dim": 64, "n_cells": 4}),
+        Instruction("ATTEND", (), {"n_heads": 2, "n_heads_kv": 2, "head_dim": 64, "n_cells": 0}),
     ],
 )
 def test_what_the_engine_refuses_has_no_time(op: Instruction) -> None:
@@ -220,7 +220,7 @@ def test_matrices_of_eight_rows_take_what_they_take_in_the_step(quantised: str) 
     later = [n for n, (before, i) in enumerate(pairwise(known), 1) if (before.op, i.op) == ("MATMUL", "MATMUL")]
     assert len(later) == 22  # up behind gate
     for number in later[:6]:
-        op = next(op for op in model.ops if op.name == known[number].source)
+        op = next(op for op in model.ops if op.name == known[number].sources[0])
         assert op_seconds(op, Workload(8, 100, 8, 8)) == pytest.approx(cycles[number] / clock_hz, rel=0.05)
 
 

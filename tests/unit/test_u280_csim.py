@@ -246,10 +246,12 @@ def test_times_are_the_cycle_model_s_and_say_so(tiny: Path) -> None:
         device.profile(True)  # type: ignore[attr-defined]
         model.session.runtime.steps["decode"][0].executable.run(Batch.of([1], [0], [0], [0]))
         [profiled] = device.synchronize()
+        names = {op.name for op in model.session.runtime.graph.ops}
     assert event.basis == profiled.basis == "simulated:alveo-u280 cycle model"
     assert event.seconds == pytest.approx(profiled.seconds, rel=0.1)
     assert event.counters["wall_s"] > 0 and event.counters["weight_beats"] > 0
     assert profiled.steps is not None and ("blk.1.attn",) in profiled.steps.ops
+    assert {name for ops in profiled.steps.ops for name in ops} == names
 
 
 def test_csim_is_found_and_the_card_is_missed() -> None:

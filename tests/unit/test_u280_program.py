@@ -64,6 +64,7 @@ def test_what_alone_reads_the_matmul_before_it_is_made_of_its_results(flag: str)
     assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "MATMUL", "STORE", "END"]
     first, joined = (i.numbers for i in program.instructions if i.op == "MATMUL")
     assert joined["flags"] == definition().numbers[flag] and joined["b"] == first["dst"] != joined["dst"]
+    assert [i.sources for i in program.instructions if i.op == "MATMUL"] == [("other",), ("last", "y")]
     check_extents(program, definition().numbers["VECTOR_FLOATS"])
     # Not where something else reads it, nor where it is the gate.
     for ops, outputs in (
@@ -83,7 +84,8 @@ def test_rotations_stand_before_the_last_matmul_of_their_value() -> None:
     rotations = [Rope(f"{m.name}_rope", m.output, 64, "half", (1.0, 0.1)) for m in (q, k)]
     end = [Add("a", rotations[0].output, rotations[1].output), Add("b", v.output, v.output)]
     program = compiled(q, k, v, *rotations, *end, outputs=("a", "b"))
-    assert [i.source for i in program.instructions if i.op in ("MATMUL", "ROPE")] == ["q", "q_rope", "k", "k_rope", "v"]
+    made = [i.sources for i in program.instructions if i.op in ("MATMUL", "ROPE")]
+    assert made == [("q",), ("q_rope",), ("k",), ("k_rope",), ("v",)]
     of_last = compiled(q, k, Rope("r", k.output, 64, "half", (1.0, 0.1)), Scale("s", q.output, 2.0), outputs=("r", "s"))
     assert [i.op for i in of_last.instructions if i.op != "STORE"][2:6] == ["MATMUL", "MATMUL", "ROPE", "SCALE"]
 
@@ -93,7 +95,7 @@ def test_another_value_s_codes_take_their_place() -> None:
     o, again = matmul("o", q.output), matmul("again", X)
     program = compiled(q, o, again, outputs=("o", "again"))
     assert names(program) == ["LOAD", "QUANTIZE", "MATMUL", "QUANTIZE", "MATMUL", "QUANTIZE", "MATMUL", "END"]
-    assert [i.source for i in program.instructions if i.op == "QUANTIZE"] == ["q", "o", "again"]
+    assert [i.sources for i in program.instructions if i.op == "QUANTIZE"] == [("q",), ("o",), ("again",)]
 
 
 def test_what_only_leaves_the_segment_goes_straight_to_ddr() -> None:
@@ -169,7 +171,7 @@ def check_extents(program: U280Program, n_floats: int) -> None:
     held: dict[int, int] = {}  # first float -> number of floats
     for instruction, reads, made in extents(program):
         for first, n in reads:
-            assert held.get(first) == n, f"{instruction.source}: {instruction.op} reads {n} floats at {first}: {held}"
+            assert held.get(first) == n, f"{instruction.sources}: {instruction.op} reads {n} floats at {first}: {held}"
         if made:
             first, n = made
             assert first % 64 == 0 and first >= 0 and first + n <= n_floats
@@ -319,10 +321,10 @@ def test_the_header_s_records_are_read(tmp_path: Path) -> None:
     known = definition()
     assert {name: r.layout.size for name, r in known.records.items()} == {"Instruction": 128, "Row": 16, "Report": 64}
     assert known.records["Instruction"].fields[:6] == ("op", "rows", "flags", "format", "a", "b")
-    data = Instruction("NORM", "n", {"a": 32, "f0": 1e-5, "n": 64}).encode(0, 3)
+    data = Instruction("NORM", ("n",), {"a": 32, "f0": 1e-5, "n": 64}).encode(0, 3)
     fields = known.records["Instruction"].unpack(data)
     assert (fields["op"], fields["a"], fields["n"], fields["ddr"]) == (4, 32, 64, 3)
     assert fields["f0"] == pytest.approx(1e-5)
     with pytest.raises(KeyError, match="banana"):
-        Instruction("NORM", "n", {"banana": 1}).encode(0, 0)
+        Instruction("NORM", ("n",), {"banana": 1}).encode(0, 0)
     assert definitions.parse("#define HETRUN_U280_STATUS_OK 0\n").statuses == {0: "OK"}

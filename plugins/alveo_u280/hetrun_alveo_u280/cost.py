@@ -125,7 +125,7 @@ def _without_name(kv: KvSpec) -> KvSpec:
 @cache
 def _copies(op: str, numbers: tuple[tuple[str, float], ...], n_rows: int, design: Design, hbm: str | None = "w") -> int:
     """Cycles of an instruction among others like it."""
-    program = [Instruction(op, "", dict(numbers), f"{hbm}{i}" if hbm else None) for i in range(_COPIES)]
+    program = [Instruction(op, (), dict(numbers), f"{hbm}{i}" if hbm else None) for i in range(_COPIES)]
     return step_timing(program, [Row(0) for _ in range(n_rows)], design).of_instruction[-1]
 
 
@@ -156,8 +156,8 @@ def _round(n: int, n_rows: int, design: Design) -> int:
     """
     rows = [Row(0) for _ in range(n_rows)]
     number, n_out = definition().numbers["FORMAT_S4"], 16 * design.channels
-    matrix = Instruction("MATMUL", "", {"format": number, "n_rows": n_out, "n_columns": n}, "w")
-    program = [Instruction("QUANTIZE", "", {"n": n}), matrix] * _COPIES
+    matrix = Instruction("MATMUL", (), {"format": number, "n_rows": n_out, "n_columns": n}, "w")
+    program = [Instruction("QUANTIZE", (), {"n": n}), matrix] * _COPIES
     endless = replace(design, memory_factor=_ENDLESS)
     pair = sum(step_timing(program, rows, endless).of_instruction[-2:])
     numbers = (("format", number), ("n_rows", n_out), ("n_columns", n))
@@ -224,7 +224,7 @@ def _attention(n_heads: int, kv: KvSpec, own_queries: bool, rows: Sequence[Row],
         "window": kv.window,
         "d": 16 if own_queries else 0,
     }
-    program = [Instruction("ATTEND", "", numbers, "kv") for _ in range(_COPIES)]
+    program = [Instruction("ATTEND", (), numbers, "kv") for _ in range(_COPIES)]
 
     def last(of: Design) -> int:
         return step_timing(program, rows, of).of_instruction[-1]

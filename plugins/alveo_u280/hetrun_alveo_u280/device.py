@@ -267,16 +267,15 @@ class U280Device:
         self._events.append(event)
 
     def _steps(self, instructions: Sequence[Instruction], batch: Batch) -> StepTimes:
-        """Of each op its instructions together; the launch is in front."""
+        """Of each op, and of ops that one instruction joins, its instructions together; the launch is in front."""
         numbers = {number: i for i, number in enumerate(batch.outputs)}
         places = zip(batch.positions, batch.slots, strict=True)
         rows = [Row(position, slot, numbers.get(i, -1)) for i, (position, slot) in enumerate(places)]
         timing = step_timing(instructions, rows)
-        of_op: dict[str, int] = {}
+        of_ops: dict[tuple[str, ...], int] = {}
         for instruction, cycles in zip(instructions, timing.of_instruction, strict=True):
-            of_op[instruction.source] = of_op.get(instruction.source, 0) + cycles
-        ops = [(name,) if name else () for name in of_op]
-        return StepTimes([(), *ops], [self._launch_s, *(n / self._clock_hz for n in of_op.values())])
+            of_ops[instruction.sources] = of_ops.get(instruction.sources, 0) + cycles
+        return StepTimes([(), *of_ops], [self._launch_s, *(n / self._clock_hz for n in of_ops.values())])
 
     def synchronize(self) -> Sequence[RunEvent]:
         _ = self.memories

@@ -29,13 +29,13 @@ class Rotation:
 class Instruction:
     """One of hls/engine.h.
 
-    op: its name there.   source: the op of the segment that it does or helps to do.   numbers: its members, but for
-    addresses.   hbm: the weight or KV cache that it reads.   ddr: what it reads or writes there, by the value's or
-    constant's name.
+    op: its name there.   sources: ops of the segment that it does or helps to do, several where it joins them.
+    numbers: its members, but for addresses.   hbm: the weight or KV cache that it reads.   ddr: what it reads or writes
+    there, by the value's or constant's name.
     """
 
     op: str
-    source: str
+    sources: tuple[str, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
     hbm: str | None = None
     ddr: tuple[Place, str | Rotation] | None = None

@@ -52,7 +52,7 @@ class _Lowering:
         self._in_ddr = {v.name for v in segment.inputs}
         self._spilled: list[Value] = []
         self._quantised: str | None = None  # whose codes the activations are
-        self._source = ""
+        self._sources: tuple[str, ...] = ()
         self._instructions: list[Instruction] = []
 
     def run(self) -> tuple[tuple[Instruction, ...], tuple[Value, ...]]:
@@ -60,9 +60,10 @@ class _Lowering:
         for i, op in enumerate(self._ops):
             if i <= done:
                 continue
-            self._source = op.name
+            self._sources = (op.name,)
             if joined := self._joined(i):
                 done = i + 1
+                self._sources = (op.name, self._ops[done].name)
                 self._matmul_into(*joined, i)
                 self._memory.release(done)
                 continue
@@ -70,7 +71,7 @@ class _Lowering:
             if op.name in self._uses or op.name in self._kept or isinstance(op, Attention):
                 self._lower(op, i)
             self._memory.release(i)
-        self._source = ""
+        self._sources = ()
         self._emit("END")
         return tuple(self._instructions), tuple(self._spilled)
 
@@ -219,7 +220,7 @@ class _Lowering:
         """value: whose rows it makes or moves."""
         outputs = value is not None and value.rows == "outputs"
         rows = definition().numbers["ROWS_OUTPUTS" if outputs else "ROWS_TOKENS"]
-        self._instructions.append(Instruction(op, self._source, {"rows": rows, **numbers}, hbm, ddr))
+        self._instructions.append(Instruction(op, self._sources, {"rows": rows, **numbers}, hbm, ddr))
 
 
 def _ordered(ops: Sequence[Op]) -> tuple[Op, ...]:
