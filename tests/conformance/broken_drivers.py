@@ -362,6 +362,13 @@ class NoEventBasis(Sound):
         return [replace(event, basis="") for event in device.inner.synchronize()]
 
 
+@fault("names-steps-anew-in-every-run", "test_lifecycle::test_steps_of_a_profiled_run_are_its_parts")
+class NewSteps(Sound):
+    def synchronize(self, device: SoundDevice) -> Sequence[RunEvent]:
+        events = device.inner.synchronize()
+        return [replace(e, steps=e.steps and replace(e.steps, ops=[*e.steps.ops])) for e in events]
+
+
 @fault("tells-events-twice", "test_lifecycle::test_synchronize_gives_sane_events")
 class OldEvents(Sound):
     def synchronize(self, device: SoundDevice) -> Sequence[RunEvent]:

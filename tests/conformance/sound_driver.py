@@ -131,6 +131,10 @@ class SoundDevice:
     def synchronize(self) -> Sequence[RunEvent]:
         return self.driver.synchronize(self)
 
+    def profile(self, on: bool) -> None:
+        self.check_open()
+        self.inner.profile(on)
+
     def close(self) -> None:
         self.closed = True
         self.inner.close()

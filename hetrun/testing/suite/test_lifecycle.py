@@ -171,7 +171,7 @@ def test_synchronize_gives_sane_events(rig: Rig) -> None:
 
 
 def test_steps_of_a_profiled_run_are_its_parts(rig: Rig) -> None:
-    """Where a device times its steps: they name ops of the segment, and do not take longer than the run."""
+    """Where a device times its steps: they name its ops, the same in every run, and take no longer than it."""
     case = rig.any_case()
     names = {op.name for op in case.segment.ops}
     with rig.loaded(case.segment) as loaded:
@@ -180,9 +180,13 @@ def test_steps_of_a_profiled_run_are_its_parts(rig: Rig) -> None:
         for on in (True, False):
             loaded.device.profile(on)
             loaded.device.synchronize()
-            loaded.executable.run(case.batch)
-            [event] = loaded.device.synchronize()
-            assert (event.steps is not None) == on
+            of_runs = []
+            for _ in range(2):
+                loaded.executable.run(case.batch)
+                [event] = loaded.device.synchronize()
+                assert (event.steps is not None) == on
+                of_runs.append(event.steps and event.steps.ops)
+            assert of_runs[0] is of_runs[1]
             if event.steps is not None:
                 assert {name for step in event.steps.ops for name in step} <= names
                 assert len(event.steps.ops) == len(event.steps.seconds)

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 
-from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, Segment, StepTimes
+from hetrun.device import Batch, Bindings, DeviceInfo, Program, RunEvent, StepTimes
 from hetrun.errors import DeviceError
 from hetrun.native import address_of
 from hetrun.ops import Attention, Embedding, KvSpec, Rope, Value
@@ -22,6 +22,8 @@ from hetrun_alveo_u280.timing import BASIS, Row, step_timing
 
 MEASURED = "measured:alveo-u280, the whole launch"
 
+WHOLE: Sequence[tuple[str, ...]] = ((),)  # a launch, which is not divided
+
 FIRST_POSITIONS = 1024  # of a table of rotations; it doubles when a step goes beyond
 
 
@@ -33,7 +35,7 @@ class U280Executable:
     ) -> None:
         segment = program.segment
         self._device: U280Device | None = device
-        self._segment = segment
+        self._compiled, self._segment = program, segment
         self._instructions = program.instructions
         most = definition().numbers["PASS_TOKENS"] * definition().numbers["MAX_PASSES"]
         if segment.max_tokens > most:
@@ -107,7 +109,7 @@ class U280Executable:
         if batch.n_tokens == 0:
             return
         self._hold_rotations(device, max(batch.positions) + 1)
-        device.launch(self._segment, self._instructions, self._scalars(device, batch), batch)
+        device.launch(self._compiled, self._scalars(device, batch), batch)
 
     def _check(self, batch: Batch) -> None:
         segment = self._segment
@@ -241,10 +243,8 @@ class U280Device:
         _ = self.memories
         self._profiling = on
 
-    def launch(
-        self, segment: Segment, instructions: Sequence[Instruction], scalars: Mapping[str, int], batch: Batch
-    ) -> None:
-        card = self.memories.card
+    def launch(self, program: U280Program, scalars: Mapping[str, int], batch: Batch) -> None:
+        card, name = self.memories.card, program.segment.name
         begin = time.perf_counter()
         report = card.run({**scalars, "REPORT": self._report.begin})
         wall_s = time.perf_counter() - begin
@@ -256,26 +256,29 @@ class U280Device:
         }
         if self._measured:
             counters |= {"cycles": float(report.cycles), "stall_cycles": float(report.stall_cycles)}
-            whole = StepTimes([()], [wall_s]) if self._profiling else None
-            event = RunEvent(segment.name, wall_s, MEASURED, counters, whole)
+            whole = StepTimes(WHOLE, [wall_s]) if self._profiling else None
+            event = RunEvent(name, wall_s, MEASURED, counters, whole)
         elif self._profiling:
-            steps = self._steps(instructions, batch)
-            event = RunEvent(segment.name, sum(steps.seconds), BASIS, counters, steps)
+            steps = self._steps(program, batch)
+            event = RunEvent(name, sum(steps.seconds), BASIS, counters, steps)
         else:
             # What ops add up to is within 5% of the step as a whole, which takes ten times as long to work out.
-            event = RunEvent(segment.name, self._launch_s + run_seconds(segment, batch), BASIS, counters)
+            event = RunEvent(name, self._launch_s + run_seconds(program.segment, batch), BASIS, counters)
         self._events.append(event)
 
-    def _steps(self, instructions: Sequence[Instruction], batch: Batch) -> StepTimes:
-        """Of each op, and of ops that one instruction joins, its instructions together; the launch is in front."""
+    def _steps(self, program: U280Program, batch: Batch) -> StepTimes:
+        """Instructions of the same ops together; the launch is in front."""
         numbers = {number: i for i, number in enumerate(batch.outputs)}
         places = zip(batch.positions, batch.slots, strict=True)
         rows = [Row(position, slot, numbers.get(i, -1)) for i, (position, slot) in enumerate(places)]
-        timing = step_timing(instructions, rows)
-        of_ops: dict[tuple[str, ...], int] = {}
-        for instruction, cycles in zip(instructions, timing.of_instruction, strict=True):
-            of_ops[instruction.sources] = of_ops.get(instruction.sources, 0) + cycles
-        return StepTimes([(), *of_ops], [self._launch_s, *(n / self._clock_hz for n in of_ops.values())])
+        cycles = dict.fromkeys(program.steps, 0)
+        for instruction, n in zip(
+            program.instructions, step_timing(program.instructions, rows).of_instruction, strict=True
+        ):
+            cycles[instruction.sources] += n
+        seconds = {ops: n / self._clock_hz for ops, n in cycles.items()}
+        seconds[()] += self._launch_s
+        return StepTimes(program.steps, list(seconds.values()))
 
     def synchronize(self) -> Sequence[RunEvent]:
         _ = self.memories

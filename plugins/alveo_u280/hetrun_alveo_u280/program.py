@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from hetrun.device import Segment
 from hetrun.errors import DeviceError
@@ -25,6 +26,11 @@ class U280Program:
     resident: Mapping[tuple[str, str], int]
     instructions: tuple[Instruction, ...]
     spilled: tuple[Value, ...]
+
+    @cached_property
+    def steps(self) -> tuple[tuple[str, ...], ...]:
+        """Ops that are timed together; of no op the launch and the program's end."""
+        return tuple(dict.fromkeys(((), *(i.sources for i in self.instructions))))
 
 
 def residents(op: Op, device_id: str) -> dict[tuple[str, str], int]:
