@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from hetrun import hookspecs
-from hetrun.device import API_VERSION, DeviceInfo, Driver
+from hetrun.device import API_VERSION, Cost, DeviceInfo, Driver, Unsupported, Workload
 from hetrun.errors import ConfigError, DeviceError
 from hetrun.resources import data_dir
 
@@ -53,12 +53,16 @@ class BrokenPlugin(Plugin):
 
 @dataclass(frozen=True)
 class FoundDevice:
-    """A device and the driver that found it.   calibration: what was measured of it, put in place of its estimates."""
+    """A device and the driver that found it.   calibration: what was measured of it, put in place of its estimates.
+
+    answers: the driver's, by op and workload, kept for who plans one graph again and again; None keeps none.
+    """
 
     driver: Driver
     info: DeviceInfo
     plugin: str
     calibration: Calibration | None = None
+    answers: dict[tuple[str, Workload], Cost | Unsupported] | None = field(default=None, compare=False, repr=False)
 
     def calibrated(self, calibration: Calibration | None) -> FoundDevice:
         """The device as `calibration` has it; as its driver has it where that is None."""

@@ -263,7 +263,16 @@ def _calibrated(
 
 
 def estimate(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsupported:
-    """The driver's answer. PluginError where it is none."""
+    """The driver's answer, asked for once where the device keeps answers. PluginError where it is none."""
+    if device.answers is None:
+        return _asked(device, op, workload)
+    key = op.name, workload
+    if key not in device.answers:
+        device.answers[key] = _asked(device, op, workload)
+    return device.answers[key]
+
+
+def _asked(device: FoundDevice, op: Op, workload: Workload) -> Cost | Unsupported:
     try:
         answer = device.driver.estimate(device.info, op, workload)
     except Exception as error:

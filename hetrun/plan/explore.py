@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from hetrun.device import Cost, DesignPoint, DeviceInfo, Driver, MemorySpace, Unsupported, Workload
+from hetrun.device import DesignPoint, Driver, MemorySpace
 from hetrun.graph.graph import Graph
-from hetrun.ops import Op
 from hetrun.plan.place import Request, make_plan
 from hetrun.plugins import FoundDevice
 
@@ -43,22 +42,6 @@ class Explored:
         return (self.decode_s_per_token, self.prefill_s_per_token, self.joules_per_token or 0.0, self.fullest)
 
 
-class _Asked:
-    """A driver that is asked once for each op and workload: beside every design the host's answers are the same."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.name, self.api_version = driver.name, driver.api_version
-        self.probe, self.compile, self.open = driver.probe, driver.compile, driver.open
-        self._driver = driver
-        self._answers: dict[tuple[str, Workload], Cost | Unsupported] = {}
-
-    def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
-        key = (op.name, workload)
-        if key not in self._answers:
-            self._answers[key] = self._driver.estimate(info, op, workload)
-        return self._answers[key]
-
-
 def combinations(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
     """Every choice of a value for each axis."""
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
@@ -72,7 +55,7 @@ def explore(
     host: the device that the driver's `host_profile` names.
     """
     found: list[Explored] = []
-    host = _roomy(replace(host, driver=_Asked(host.driver)))
+    host = replace(_roomy(host), answers={})  # the same beside every design
     for point in points:
         devices = [host, _roomy(FoundDevice(driver, point.info, driver.name))]
         request = Request(prompt_tokens=prompt_tokens, gen_tokens=1, max_tokens=point.pass_tokens)

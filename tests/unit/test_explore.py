@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hetrun.api import graph_of
 from hetrun.cli.main import run
-from hetrun.device import Cost, DeviceInfo, Unsupported, Workload
+from hetrun.device import Cost, DeviceInfo, Segment, Unsupported, Workload
 from hetrun.model.architectures import GraphOptions
 from hetrun.model.shape import load_shape
 from hetrun.ops import Op
@@ -39,11 +39,16 @@ def test_the_front_is_what_nothing_beats(goals: list[tuple[int, int, int] | None
 
 def test_the_host_is_asked_once_for_all_designs() -> None:
     asked: list[tuple[str, Workload]] = []
+    fused: list[str] = []
 
     class Counting(ModelledDriver):
         def estimate(self, info: DeviceInfo, op: Op, workload: Workload) -> Cost | Unsupported:
             asked.append((op.name, workload))
             return super().estimate(info, op, workload)
+
+        def fuse(self, info: DeviceInfo, segment: Segment, workload: Workload) -> Mapping[str, Cost]:
+            fused.append(segment.name)
+            return {}
 
     driver, host = PynqZ1Driver(), Counting()
     info = next(i for i in host.probe({}) if i.id == driver.host_profile)
@@ -51,6 +56,7 @@ def test_the_host_is_asked_once_for_all_designs() -> None:
     points = [driver.design({**SMALLEST, "lanes": lanes}) for lanes in (16, 32, 64)]
     assert len(explore(graph, driver, FoundDevice(host, info, "modelled"), points, 16)) == 3
     assert len(asked) == len(set(asked)) == 2 * len(graph.ops)
+    assert fused  # what a driver may offer beside is not lost
 
 
 def explored(capsys: pytest.CaptureFixture[str], *args: str) -> Mapping[str, object]:
