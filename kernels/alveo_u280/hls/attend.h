@@ -52,28 +52,19 @@ inline Affine affine_of(uint32_t word) { return {half_to_float(static_cast<uint1
 
 // A walk over a channel's cells: those of the cache, with two beats of scales where a run or a block begins, then own ones.
 struct Walk {
-    uint32_t cell, n_old, run, in_run, n_scales;
+    RunWalk runs;
+    uint32_t cell, n_old, n_scales;
     Beat scales[2];
 
-    explicit Walk(const Cells& cells) : cell(0), n_old(cells.n_old()), run(0), in_run(0), n_scales(0) { skip(cells); }
-    void skip(const Cells& cells) {
-#pragma HLS INLINE
-        for (uint32_t i = 0; i < kRuns; ++i) {
-#pragma HLS UNROLL
-            if (run < kRuns && in_run == cells.n[run]) {
-                ++run;
-                in_run = 0;
-            }
-        }
-    }
+    explicit Walk(const Cells& cells) : runs(cells), cell(0), n_old(cells.n_old()), n_scales(0) {}
     bool old() const { return cell < n_old; }
     uint32_t own() const { return old() ? 0 : cell - n_old; }
-    uint32_t place(const Cells& cells) const { return run == kRuns ? 0 : (cells.place[run] + in_run) % HETRUN_U280_KV_BLOCK; }
+    uint32_t place(const Cells& cells) const { return runs.ended() ? 0 : runs.place(cells) % HETRUN_U280_KV_BLOCK; }
     // True where a beat of scales comes before the cell: it is taken.
     template <class Beats>
     bool take_scales(const Cells& cells, Beats& beats) {
 #pragma HLS INLINE
-        if (!old() || n_scales == 2 || (in_run != 0 && place(cells) != 0)) return false;
+        if (!old() || n_scales == 2 || !runs.begins_block(cells)) return false;
         scales[n_scales++] = beats.read();
         return true;
     }
@@ -86,8 +77,7 @@ struct Walk {
     void next(const Cells& cells) {
 #pragma HLS INLINE
         if (old()) {
-            ++in_run;
-            skip(cells);
+            runs.next(cells, 1);
             n_scales = 0;
         }
         ++cell;
@@ -178,7 +168,7 @@ struct Scoring {
 #pragma HLS INLINE
         const OwnCell& own = a.own[walk.own()];
         if (q == 0) key[chunk] = walk.old() ? beats.read() : own.codes[chunk];
-        const bool sink = walk.old() ? walk.run == 0 : word_of(own.head, 1) != 0;
+        const bool sink = walk.old() ? walk.runs.run == 0 : word_of(own.head, 1) != 0;
         const uint32_t set = sink ? command.n_sets - 1 : 0, part = walk.cell % kParts;
         dot = (chunk == 0 ? 0 : dot) + key_dot(key[chunk], a.query[set][q * command.chunks + chunk]);
         if (chunk + 1 < command.chunks) return;

@@ -127,6 +127,28 @@ struct Cells {
     uint32_t count() const { return n_old() + n_own; }
 };
 
+// A walk over the places of runs, those without any passed over.
+struct RunWalk {
+    uint32_t run, in_run;
+
+    explicit RunWalk(const Cells& cells) : run(0), in_run(0) { next(cells, 0); }
+    bool ended() const { return run == kRuns; }
+    uint32_t place(const Cells& cells) const { return cells.place[run] + in_run; }
+    bool begins_block(const Cells& cells) const { return in_run == 0 || place(cells) % HETRUN_U280_KV_BLOCK == 0; }
+    // n places on, at most to the end of the run.
+    void next(const Cells& cells, uint32_t n) {
+#pragma HLS INLINE
+        in_run += n;
+        for (uint32_t i = 0; i < kRuns; ++i) {
+#pragma HLS UNROLL
+            if (run < kRuns && in_run == cells.n[run]) {
+                ++run;
+                in_run = 0;
+            }
+        }
+    }
+};
+
 inline Beat beat_of(const Cells& cells) {
     Beat beat{};
     for (uint32_t i = 0; i < kRuns; ++i) {

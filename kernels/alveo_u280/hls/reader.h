@@ -9,32 +9,18 @@ namespace hetrun::u280 {
 // A walk over the places of cells of the cache, a part of a block at a time.
 struct Places {
     Cells cells;
-    uint32_t run, in_run;
+    RunWalk runs;
 
-    explicit Places(const Cells& of) : cells(of), run(0), in_run(0) { skip(); }
-    uint32_t place() const { return cells.place[run] + in_run; }
+    explicit Places(const Cells& of) : cells(of), runs(of) {}
+    uint32_t place() const { return runs.place(cells); }
     // To the end of the block, or of the run; 0 behind the last.
     uint32_t left() const {
-        if (run == kRuns) return 0;
-        const uint32_t of_block = HETRUN_U280_KV_BLOCK - place() % HETRUN_U280_KV_BLOCK, of_run = cells.n[run] - in_run;
+        if (runs.ended()) return 0;
+        const uint32_t of_block = HETRUN_U280_KV_BLOCK - place() % HETRUN_U280_KV_BLOCK, of_run = cells.n[runs.run] - runs.in_run;
         return of_block < of_run ? of_block : of_run;
     }
-    bool begins() const { return run < kRuns && (in_run == 0 || place() % HETRUN_U280_KV_BLOCK == 0); }
-    void next(uint32_t n) {
-        in_run += n;
-        skip();
-    }
-
-private:
-    void skip() {
-        for (uint32_t i = 0; i < kRuns; ++i) {
-#pragma HLS UNROLL
-            if (run < kRuns && in_run == cells.n[run]) {
-                ++run;
-                in_run = 0;
-            }
-        }
-    }
+    bool begins() const { return !runs.ended() && runs.begins_block(cells); }
+    void next(uint32_t n) { runs.next(cells, n); }
 };
 
 // Calls emit(beat, n) for runs of beats of the channel, in order.
