@@ -12,8 +12,8 @@ tokens).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 
 from hetrun.device import Batch, Cost, Segment
 from hetrun.ops import (
@@ -58,7 +58,23 @@ def op_seconds(op: Op, workload: Workload, design: Design | None = None) -> floa
     """Inside a run; the launch is apart. Rounding for the matrices that follow is its maker's: of a norm of whole rows,
     an attention, an activation.
     """
-    design = design or header_design()
+    return _seconds(_Priced(op.signature, workload, design or header_design(), op))
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """op: any of those with the signature."""
+
+    signature: tuple[object, ...]
+    workload: Workload
+    design: Design
+    op: Op = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def _seconds(priced: _Priced) -> float:
+    """Once for all layers, which are alike."""
+    op, workload, design = priced.op, priced.workload, priced.design
     n_rows = workload.rows(op.output.rows)
     if n_rows == 0:
         return 0.0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hetrun.device import (
@@ -109,7 +108,7 @@ class AlveoU280Driver:
             return Unsupported(broken.message)
         if reason := refusal(op):
             return Unsupported(reason)
-        seconds = _seconds(_Priced(op.signature, workload, Design.of(info.model), op))
+        seconds = op_seconds(op, workload, Design.of(info.model))
         return Cost(seconds, BASIS, seconds * info.model["watts"], residents(op, info.id))
 
     def compile(self, info: DeviceInfo, segment: Segment) -> Program:
@@ -163,22 +162,6 @@ class AlveoU280Driver:
         except HetrunError:
             card.close()
             raise
-
-
-@dataclass(frozen=True)
-class _Priced:
-    """op: any of those with the signature."""
-
-    signature: tuple[object, ...]
-    workload: Workload
-    design: Design
-    op: Op = field(compare=False)
-
-
-@lru_cache(maxsize=1024)
-def _seconds(priced: _Priced) -> float:
-    """Once for all layers, which are alike."""
-    return op_seconds(priced.op, priced.workload, priced.design)
 
 
 def _unusable(broken: HetrunError) -> list[DeviceInfo]:
