@@ -36,7 +36,6 @@ class U280Executable:
         segment = program.segment
         self._device: U280Device | None = device
         self._compiled, self._segment = program, segment
-        self._instructions = program.instructions
         most = definition().numbers["PASS_TOKENS"] * definition().numbers["MAX_PASSES"]
         if segment.max_tokens > most:
             raise DeviceError(f"segment {segment.name}: steps of {segment.max_tokens} tokens; the engine takes {most}")
@@ -46,10 +45,10 @@ class U280Executable:
         self._buffers = {v.name: self._buffer(v, bindings) for v in (*segment.inputs, *segment.outputs)}
         constants = {w.name: w for op in segment.ops for w in op.weights}
         blocks = {name: self._blocks(weight, weights) for name, weight in constants.items()}
-        in_hbm = {i.hbm for i in self._instructions}
+        in_hbm = {i.hbm for i in program.instructions}
         self._weights = {name: device.weight(w, blocks[name]) for name, w in constants.items() if name in in_hbm}
         self._vectors = {name: device.vector(w, blocks[name]) for name, w in constants.items() if name not in in_hbm}
-        rotations = [i.ddr[1] for i in self._instructions if i.ddr and i.ddr[0] is Place.ROTATION]
+        rotations = [i.ddr[1] for i in program.instructions if i.ddr and i.ddr[0] is Place.ROTATION]
         self._tables = {r: device.table(r) for r in rotations if isinstance(r, Rotation)}
         self._spilled = {v.name: device.alloc(segment.value_bytes(v)) for v in program.spilled}
         self._program = device.memories.put(f"the program of {segment.name}", self._encoded())
@@ -82,7 +81,7 @@ class U280Executable:
     def _encoded(self) -> bytes:
         """The program. Tables stand elsewhere once they have grown."""
         self._begins = {rotation: table.begin for rotation, table in self._tables.items()}
-        return b"".join(i.encode(self._hbm(i), self._ddr(i)) for i in self._instructions)
+        return b"".join(i.encode(self._hbm(i), self._ddr(i)) for i in self._compiled.instructions)
 
     def _hbm(self, instruction: Instruction) -> int:
         name = instruction.hbm
@@ -272,9 +271,8 @@ class U280Device:
         places = zip(batch.positions, batch.slots, strict=True)
         rows = [Row(position, slot, numbers.get(i, -1)) for i, (position, slot) in enumerate(places)]
         cycles = dict.fromkeys(program.steps, 0)
-        for instruction, n in zip(
-            program.instructions, step_timing(program.instructions, rows).of_instruction, strict=True
-        ):
+        of_instruction = step_timing(program.instructions, rows).of_instruction
+        for instruction, n in zip(program.instructions, of_instruction, strict=True):
             cycles[instruction.sources] += n
         seconds = {ops: n / self._clock_hz for ops, n in cycles.items()}
         seconds[()] += self._launch_s

@@ -101,7 +101,7 @@ def _parts(design: Design) -> Iterator[Part]:
     # of eight turns into their banks, and their weights; products are the lanes' DSPs'.
     lut = 16 * 30 + 16 * 30 * _LUT_RAM * 4 + 512 * _LUT_RAM + 512 * 2 + 8 * 12 * 2
     yield _logic("attention: sums of values", channels * lut, 0)
-    scores = channels * -(-4 * _MOST_SCORES // _URAM_BYTES)
+    scores = channels * -(-4 * 2 * n["MAX_SCORES"] // _URAM_BYTES)  # of two units
     yield Part("attention: scores of a head", 0, 0, 0, 0, scores, COMPUTED)
     # Each channel's own, 64 columns of two rows at once, 72 bits a RAM; a quarter of the channels in URAM.
     width, depth = 64 * 2 * 8, -(-n["MAX_COLUMNS"] // 64) * -(-tokens // 2)
@@ -127,6 +127,3 @@ def _parts(design: Design) -> Iterator[Part]:
     # Queries of eight kernels and sums of values, both 512 bits wide; keys, values and scales of the pass.
     yield _logic("vector: keys, values, queries", lut, 16 * _PRODUCT[0], bram36=64 + 32, uram=8 + 8, slr0=True)
     yield _logic("fetch, checks, DDR", 12_000, 0, bram36=30, slr0=True)
-
-
-_MOST_SCORES = 65_536  # hls/flow.h: of a channel, of two units

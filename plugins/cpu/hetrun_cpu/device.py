@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hetrun.device import Batch, Bindings, Buffer, DeviceInfo, Program, RunEvent, State
 from hetrun.errors import DeviceError
-from hetrun.native import Pinned
+from hetrun.native import address_of
 from hetrun.ops import KvSpec
 from hetrun.tensor import Weight
 from hetrun_cpu import native
@@ -82,9 +82,7 @@ class CpuDevice:
         """Values of a weight that no kernel reads, shared as packed ones are. Pages of its file go back meanwhile."""
         from hetrun_cpu.dequantised import dequantise
 
-        pin = Pinned(blocks)
-        key = (weight.name, pin.address, pin.nbytes)
-        pin.close()
+        key = (weight.name, address_of(blocks), blocks.nbytes)
         found = self._values.get(key)
         if found is None:
 

@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hetrun.native import Pinned
+from hetrun.native import address_of
 from hetrun_cpu import native
 
 
@@ -53,6 +53,6 @@ def file_pages(view: memoryview) -> list[Pages]:
     file = view.obj
     if not isinstance(file, mmap.mmap) or not view.readonly or not hasattr(mmap, "MADV_DONTNEED"):
         return []
-    offset = Pinned(view).address - Pinned(memoryview(file)).address
+    offset = address_of(view) - address_of(memoryview(file))
     start = offset // mmap.PAGESIZE * mmap.PAGESIZE
     return [Pages(file, start, offset + view.nbytes - start)]
