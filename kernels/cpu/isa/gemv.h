@@ -4,19 +4,27 @@
 namespace hetrun::cpu {
 namespace {
 
-// Bytes ahead of their use for which memory is asked: what a core wants in the time that it takes to answer. They come into the
-// second-level cache: on their way to the first they hold up what is being read (Granite Rapids, measured: Q6_K at 29 instead
-// of 18 GB/s). Requests are spread over all that is computed of a block: where none is made for a while memory idles (Q2_K at
-// 31 instead of 28 GB/s).
-constexpr size_t kGemvPrefetchBytes = 4096;
-
-// Where they are then asked for by the first level, from which much is unpacked at once; 0: not at all. There, two threads,
-// GB/s: Q3_K 30.5 instead of 27.4, Q4_K 32.3 and 29.9, Q6_K 29.9 and 28.6, Q8_0 32.7 and 31.2, but Q4_0 31.8 and 32.1.
-template <class C>
+// Bytes ahead of their use for which memory is asked: what a core wants in the time that it takes to answer. Requests are
+// spread over all that is computed of a block: where none is made for a while memory idles (Q2_K at 31 instead of 28 GB/s).
+//
+// Processors differ in what they may be asked for (two threads, GB/s, measured). On a Granite Rapids lines come into the
+// second-level cache, as on their way to the first they hold up what is being read (Q6_K at 29 instead of 18); nearer to their
+// use the first level asks for them, from which much is unpacked at once (Q3_K 30.5 instead of 27.4, Q4_K 32.3 and 29.9, Q6_K
+// 29.9 and 28.6, Q8_0 32.7 and 31.2, but Q4_0 31.8 and 32.1). A Zen 5 takes them into the first level at once: decode of whole
+// files, tokens/s, Q4_K_M 108 instead of 83, Q3_K_S 142 and 132, Q2_K 158 and 148. Of small blocks past the second level (Q8_0
+// 72 instead of 67, Q4_0 119 and 114), but not of super-blocks (Q4_K_M 82 instead of 85, where memory is slow).
 #ifdef HETRUN_TILES
-constexpr size_t kFirstLevelBytes = C::kBytes > 512 ? 2048 : 0;
+constexpr size_t kFarBytes = 4096;
+template <class C>
+constexpr size_t kNearBytes = C::kBytes > 512 ? 2048 : 0;
+template <class C>
+constexpr int kFarLevel = 2;
 #else
-constexpr size_t kFirstLevelBytes = 0;
+constexpr size_t kFarBytes = 6144;
+template <class C>
+constexpr size_t kNearBytes = 0;
+template <class C>
+constexpr int kFarLevel = C::kBlock == 256 ? 3 : 0;  // of __builtin_prefetch: 0 is the first level alone
 #endif
 
 template <class C, int S, int J>
@@ -85,8 +93,8 @@ HETRUN_INLINE Vf gemv_block(const Lanes& p, const RowSums& row, size_t b, bool f
         if (!fetch) return;
 #pragma GCC unroll 64
         for (size_t i = kLines * kSlot / kSlots; i < kLines * (kSlot + 1) / kSlots; ++i) {
-            __builtin_prefetch(p.block + kGemvPrefetchBytes + 64 * i, 0, 2);
-            if (kFirstLevelBytes<C> > 0) __builtin_prefetch(p.block + kFirstLevelBytes<C> + 64 * i);
+            __builtin_prefetch(p.block + kFarBytes + 64 * i, 0, kFarLevel<C>);
+            if (kNearBytes<C> > 0) __builtin_prefetch(p.block + kNearBytes<C> + 64 * i);
         }
     };
     unrolled<kSteps / N>([&](auto group) HETRUN_INLINE_LAMBDA {
