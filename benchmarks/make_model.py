@@ -1,4 +1,4 @@
-"""Writes llama models with random weights in the shape of TinyLlama-1.1B: the blocks are valid, the text is noise.
+"""Writes llama models with random weights in the shape of TinyLlama-1.1B: the weights are valid, the text is noise.
 
     python benchmarks/make_model.py --type Q4_K_M --out q4_k_m.gguf [--layers 22]
 
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 N_EMBD, N_FF, N_LAYERS, N_HEADS, N_KV_HEADS, N_VOCAB, N_CTX = 2048, 5632, 22, 32, 4, 32_000, 16_384
 FILE_TYPES = ("Q4_0", "Q4_K_M", "Q3_K_S", "Q2_K", "Q8_0")
+FLOAT_TYPES = ("F16", "BF16")
+SPREAD = 0.03  # of weights, as trained matrices of this width have
 
-# Byte offset in a block of each float16 scale, and the scale that gives uniformly random codes a spread of about 0.03,
-# as trained matrices of this width have, and a mean of zero.
+# Byte offset in a block of each float16 scale, and the scale that gives uniformly random codes about that spread, and a
+# mean of zero.
 SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q4_0": ((0, 6.5e-3),),
     "Q8_0": ((0, 4.0e-4),),
@@ -34,6 +36,8 @@ SCALES: dict[str, tuple[tuple[int, float], ...]] = {
 
 def tensor_type(file_type: str, name: str, layer: int, n_layers: int) -> str:
     """The type of a matrix: its name without "blk.N." and ".weight"."""
+    if file_type in FLOAT_TYPES:
+        return file_type
     if name == "output":
         return "Q8_0" if file_type == "Q8_0" else "Q6_K"
     if file_type == "Q4_K_M":
@@ -68,10 +72,14 @@ def tensors(file_type: str, n_layers: int) -> Iterator[tuple[str, str, tuple[int
 
 
 def random_tensor(name: str, type_name: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """float32 [n] for vectors; uint8 [rows, bytes a row] of blocks for matrices."""
+    """float32 [n] for vectors; uint8 [rows, bytes a row] for matrices."""
     rng = np.random.Generator(np.random.SFC64(zlib.crc32(f"{name} {type_name} {shape}".encode())))
     if type_name == "F32":
         return (1.0 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+    if type_name in FLOAT_TYPES:
+        values = np.float32(SPREAD) * rng.standard_normal(shape, np.float32)
+        stored: NDArray[np.uint8] = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_name]).view(np.uint8)
+        return stored
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
     n_blocks = shape[0] * shape[1] // block_size
     blocks = np.frombuffer(rng.bytes(n_blocks * block_bytes), np.uint8).reshape(n_blocks, block_bytes).copy()
@@ -125,7 +133,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--type", choices=FILE_TYPES, required=True)
+    parser.add_argument("--type", choices=(*FILE_TYPES, *FLOAT_TYPES), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=N_LAYERS)
     args = parser.parse_args()

@@ -83,6 +83,22 @@ def test_float_weights_use_float_activations(type_name: str, width: int, isa: st
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [17, 520, 1100])
+@pytest.mark.parametrize(("n_rows", "n_tokens"), [(1, 2), (6, 3), (33, 31), (18, 53)])
+@pytest.mark.parametrize("type_name", sorted(FLOAT_TYPES))
+def test_a_prompt_of_float_weights_has_the_bits_of_single_steps(
+    type_name: str, n_rows: int, n_tokens: int, width: int, isa: str
+) -> None:
+    w, x, value = weight("w", type_name, n_rows, width), normal(n_tokens, width, seed=n_rows), Value("x", width)
+    with Rig([MatMul("y", value, w)], [value], isa=isa, threads=2, max_tokens=53, max_outputs=53) as rig:
+        got = rig.run(tokens(n_tokens), x=x)
+        want = x.astype(np.float64) @ values_of(w, rig.weights["w"]).T
+        single = np.concatenate([rig.run(tokens(1), x=x[t : t + 1]) for t in range(n_tokens)])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(got.view(np.uint32), single.view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("type_name", sorted(FLOAT_TYPES | QUANTISED_TYPES))
 def test_embedding_is_the_dequantised_row(type_name: str, isa: str) -> None:
     w = weight("w", type_name, 7, 256)

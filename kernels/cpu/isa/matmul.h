@@ -1,25 +1,8 @@
-// Rows of weights times prepared tokens: a few rows are decoded once, then meet all tokens.
+// Rows of codes times prepared tokens: a few rows are decoded once, then meet all tokens.
 #pragma once
 
 namespace hetrun::cpu {
 namespace {
-
-struct RowF16 {
-    static void widen(const uint8_t* row, size_t n, float* out) {
-        size_t i = 0;
-#ifdef HETRUN_VECTOR_HALF
-        for (; i + kLanes <= n; i += kLanes) store_floats(out + i, load_half(row + 2 * i));
-#endif
-        for (; i < n; ++i) out[i] = half(row + 2 * i);
-    }
-};
-
-// Memory is asked for this far ahead of its use: rows are too short for the hardware to foresee the next.
-constexpr size_t kPrefetchBytes = 4096;
-
-inline void prefetch(const uint8_t* from, size_t nbytes) {
-    for (size_t i = 0; i < nbytes; i += 64) __builtin_prefetch(from + i);
-}
 
 // Codes, and the scales of super-blocks. Blocks of 32 leave their halves at `halves` ([2, scale_stride]): scales, then minima.
 template <class Codec>
@@ -96,9 +79,9 @@ void matmul_codes(const MatmulArgs& m) {
             // Only now, as a vector cannot be loaded from bytes whose narrow stores are still under way.
             for (size_t r = 0; r < rows; ++r) {
                 const uint8_t* own = halves + 4 * r * w.scale_stride;
-                RowF16::widen(own, w.scale_stride, w.scales + r * w.scale_stride);
+                widen<RowF16>(own, w.scale_stride, w.scales + r * w.scale_stride);
                 if constexpr (Codec::kMin)
-                    RowF16::widen(own + 2 * w.scale_stride, w.scale_stride, w.minima + r * w.scale_stride);
+                    widen<RowF16>(own + 2 * w.scale_stride, w.scale_stride, w.minima + r * w.scale_stride);
             }
         }
         MatmulArgs part = m;
@@ -131,68 +114,6 @@ void dequantize_codes(const uint8_t* row, size_t n, float* out) {
             out[b * Codec::kBlock + i] = Codec::kMin ? x + minima[s] : x;
         }
     }
-}
-
-struct RowF32 {
-    static void widen(const uint8_t* row, size_t n, float* out) { std::memcpy(out, row, n * 4); }
-};
-struct RowBF16 {
-    static void widen(const uint8_t* row, size_t n, float* out) {
-        for (size_t i = 0; i < n; ++i) out[i] = bfloat(row + 2 * i);
-    }
-};
-
-template <int R, int T>
-inline void float_tile(const float* w, const float* a, size_t a_stride, size_t padded, float* out, size_t out_stride) {
-    Vf acc[R][T];
-    for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) acc[r][t] = Vf{};
-    for (size_t i = 0; i < padded; i += kLanes) {
-        Vf wv[R];
-        for (int r = 0; r < R; ++r) wv[r] = load_floats(w + r * padded + i);
-        for (int t = 0; t < T; ++t) {
-            const Vf av = load_floats(a + t * a_stride + i);
-            for (int r = 0; r < R; ++r) acc[r][t] = fmadd(wv[r], av, acc[r][t]);
-        }
-    }
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) out[t * out_stride + r] = lane_sum(acc[r][t]);
-}
-
-// T tokens from the one at `a` with all decoded rows, while the tokens are in the first-level cache.
-template <int T>
-inline void float_tokens(const float* w, size_t n_rows, size_t padded, const float* a, size_t a_stride, float* out, size_t out_stride) {
-    size_t r = 0;
-    for (; r + kTileRows <= n_rows; r += kTileRows) float_tile<kTileRows, T>(w + r * padded, a, a_stride, padded, out + r, out_stride);
-    for (; r < n_rows; ++r) float_tile<1, T>(w + r * padded, a, a_stride, padded, out + r, out_stride);
-}
-
-template <class Row>
-void matmul_floats(const MatmulArgs& m) {
-    const size_t n = m.layout->n, padded = round_up(n, 16), a_stride = m.layout->stride / sizeof(float);
-    const float* a = reinterpret_cast<const float*>(m.prepared + m.layout->floats);
-    float* w = reinterpret_cast<float*>(m.scratch);
-    const size_t step = m.n_tokens > kTileTokens ? kDecodedRows : kTileRows;
-    for (size_t first = 0; first < m.n_rows; first += step) {
-        const size_t rows = m.n_rows - first < step ? m.n_rows - first : step;
-        for (size_t r = 0; r < rows; ++r) {
-            const uint8_t* row = m.weights + (first + r) * m.row_bytes;
-            prefetch(row + kPrefetchBytes, m.row_bytes);
-            Row::widen(row, n, w + r * padded);
-            for (size_t i = n; i < padded; ++i) w[r * padded + i] = 0.0f;
-        }
-        float* out = m.out + first;
-        size_t t = 0;
-        for (; t + kTileTokens <= m.n_tokens; t += kTileTokens)
-            float_tokens<kTileTokens>(w, rows, padded, a + t * a_stride, a_stride, out + t * m.out_stride, m.out_stride);
-        for (; t < m.n_tokens; ++t)
-            float_tokens<1>(w, rows, padded, a + t * a_stride, a_stride, out + t * m.out_stride, m.out_stride);
-    }
-}
-
-template <class Row>
-void dequantize_floats(const uint8_t* row, size_t n, float* out) {
-    Row::widen(row, n, out);
 }
 
 }  // namespace

@@ -8,29 +8,13 @@
 // Where the dot product has room for it, GEMV leaves codes where they stand in their bytes, and shifts the sums instead.
 #pragma once
 
-#include <type_traits>
-#include <utility>
-
 namespace hetrun::cpu {
 namespace {
-
-#define HETRUN_INLINE inline __attribute__((always_inline))
-#define HETRUN_INLINE_LAMBDA __attribute__((always_inline))
 
 typedef int16_t Vs __attribute__((vector_size(sizeof(Vi))));
 
 constexpr int32_t kNibbles = 0x0f0f0f0f, kTwoBits = 0x03030303, kOneBit = 0x01010101;
 constexpr int32_t bytes_of(int32_t byte) { return static_cast<int32_t>(static_cast<uint32_t>(byte) * 0x01010101u); }
-
-// f(0), f(1), ... f(N - 1), each with its number as a type: loops that must be unrolled.
-template <class F, size_t... I>
-HETRUN_INLINE void unrolled_over(F&& f, std::index_sequence<I...>) {
-    (f(std::integral_constant<int, static_cast<int>(I)>{}), ...);
-}
-template <size_t N, class F>
-HETRUN_INLINE void unrolled(F&& f) {
-    unrolled_over(f, std::make_index_sequence<N>{});
-}
 
 // A packed block as the lanes of one vector see it.
 struct Lanes {

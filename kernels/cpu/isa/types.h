@@ -13,6 +13,7 @@
 #include "decode_32.h"
 #include "decode_64.h"
 #include "decode_256.h"
+#include "floats.h"
 #include "matmul.h"
 #ifdef HETRUN_PACKED
 #include "packed.h"

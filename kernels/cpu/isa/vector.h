@@ -2,9 +2,24 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 namespace hetrun::cpu {
 namespace {
+
+#define HETRUN_INLINE inline __attribute__((always_inline))
+#define HETRUN_INLINE_LAMBDA __attribute__((always_inline))
+
+// f(0), f(1), ... f(N - 1), each with its number as a type: loops that must be unrolled.
+template <class F, size_t... I>
+HETRUN_INLINE void unrolled_over(F&& f, std::index_sequence<I...>) {
+    (f(std::integral_constant<int, static_cast<int>(I)>{}), ...);
+}
+template <size_t N, class F>
+HETRUN_INLINE void unrolled(F&& f) {
+    unrolled_over(f, std::make_index_sequence<N>{});
+}
 
 inline Vf splat(float x) { return x - Vf{}; }  // Vf{} + x would turn -0 into 0, which costs an addition
 inline Vi splat_int(int32_t x) { return Vi{} + x; }
