@@ -18,7 +18,7 @@ from hetrun.device import Batch, Bindings, Cost, Unsupported, Workload
 from hetrun.errors import AllocationError, DeviceError
 from hetrun.ops import Attention, Embedding, KvSpec, MatMul, Op, RmsNorm, Rope, Value
 from hetrun_cpu import host, native
-from hetrun_cpu.driver import CpuDriver
+from hetrun_cpu.driver import CpuDriver, most_threads
 
 X = Value("x", 64)
 W = weight("w", "Q4_0", 8, 64)
@@ -38,13 +38,23 @@ def test_probe_names_threads_isa_and_memory() -> None:
     assert 1 << 26 < info.spaces[0].capacity_bytes < 1 << 50
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1025, "two", 1.5, True])
+@pytest.mark.parametrize("threads", [0, -1, most_threads() + 1, 1025, "two", 1.5, True])
 def test_impossible_threads_make_it_unavailable(threads: object) -> None:
     info = probe(threads=threads)
     assert info.unavailable is not None
     assert repr(threads) in info.unavailable.reason
-    with pytest.raises(DeviceError, match="1 to 1024"):
+    with pytest.raises(DeviceError, match=f"1 to {most_threads()}"):
         CpuDriver().open(info)
+
+
+def test_threads_go_by_the_processors_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+    assert probe(threads=12).unavailable is None
+    refused = probe(threads=13).unavailable
+    assert refused is not None and "13 threads" in refused.reason and "1 to 12" in refused.remedy
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(600)))
+    assert probe(threads=1024).unavailable is None
+    assert probe(threads=1025).unavailable is not None
 
 
 @pytest.mark.parametrize("isa", ["sse9", *(set(native.ISA_NAMES) - set(ISAS))])

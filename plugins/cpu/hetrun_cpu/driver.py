@@ -22,11 +22,13 @@ from hetrun.device import (
 from hetrun.errors import DeviceError
 from hetrun.ops import OP_TYPES, Attention, Op
 from hetrun.tensor import Weight
-from hetrun_cpu.host import memory_bytes, processor_name, usable_cores
+from hetrun_cpu.host import memory_bytes, processor_name, usable_cores, usable_cpus
 from hetrun_cpu.program import SPACE, as_run, compile_segment
 from hetrun_cpu.steps import DEQUANTISED_TYPES, FLOAT_TYPES, KV_FORMATS, QUANTISED_TYPES
 
-MAX_THREADS = 1024
+# Threads wait for each other over a hundred times a token: where several take turns on a hardware thread, each wait is
+# one of the system's switches. Some more may be meant, to see what their number does; never more than the library has.
+THREADS_A_CPU, MAX_THREADS = 4, 1024
 SETTINGS = ("threads", "isa")
 TYPES = FLOAT_TYPES | QUANTISED_TYPES | DEQUANTISED_TYPES
 
@@ -47,8 +49,8 @@ BASIS = "analytic:cpu driver's defaults per core"
 class CpuDriver:
     """One device, "cpu:0".
 
-    Settings: threads (1 to 1024; default: the physical cores at hand), isa ("generic", "avx2", "avx512", "neon",
-    "dotprod", "i8mm", "amx"; default: HETRUN_CPU_ISA in the environment, else the best here).
+    Settings: threads (up to 4 a hardware thread; default: the physical cores at hand), isa ("generic", "avx2",
+    "avx512", "neon", "dotprod", "i8mm", "amx"; default: HETRUN_CPU_ISA in the environment, else the best here).
 
     Results depend on the instruction set, but not on the number of threads, and a prefill of n tokens gives the bits of
     n single steps: a row's order of operations follows from its shape alone.
@@ -71,7 +73,7 @@ class CpuDriver:
             unavailable = Unavailable(problem.message, problem.remedy or "reinstall hetrun")
         else:
             unavailable = _bad_settings(config, threads, str(isa), isas)
-        n_threads = threads if isinstance(threads, int) and 1 <= threads <= MAX_THREADS else 1
+        n_threads = threads if isinstance(threads, int) and 1 <= threads <= most_threads() else 1
         known = str(isa) if isa in native.ISA_NAMES else "generic"
         return [
             DeviceInfo(
@@ -114,12 +116,19 @@ class CpuDriver:
         return CpuDevice(info)
 
 
+def most_threads() -> int:
+    """More are refused."""
+    return min(MAX_THREADS, max(2, len(usable_cpus())) * THREADS_A_CPU)
+
+
 def _bad_settings(config: Mapping[str, object], threads: object, isa: str, isas: Sequence[str]) -> Unavailable | None:
     unknown = sorted(set(config) - set(SETTINGS) - COMMON_SETTINGS)
     if unknown:
         return Unavailable(f"unknown setting {unknown[0]!r}", f"settings of cpu: {', '.join(SETTINGS)}")
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
-        return Unavailable(f"{threads!r} threads", f"choose a whole number of threads from 1 to {MAX_THREADS}")
+    most = most_threads()
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= most:
+        fastest = f"{usable_cores()}, one a core, should be fastest"
+        return Unavailable(f"{threads!r} threads", f"choose a whole number of threads from 1 to {most}; {fastest}")
     if isa not in isas:
         return Unavailable(f"this machine cannot run instruction set {isa!r}", f"choose one of {', '.join(isas)}")
     return None

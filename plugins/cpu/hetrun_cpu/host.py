@@ -1,4 +1,4 @@
-"""What this machine offers: physical cores that the process may use, and memory."""
+"""What this machine offers: processors that this process may use, and memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ _CPU = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+def usable_cpus() -> set[int]:
+    """Hardware threads within the affinity mask, by their numbers."""
+    try:
+        return os.sched_getaffinity(0)
+    except (AttributeError, OSError):
+        return set(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> int:
     """Physical cores within the affinity mask, bounded by the cgroup's quota; at least 1."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except (AttributeError, OSError):
-        cpus = set(range(os.cpu_count() or 1))
-    cores = {_core(cpu) for cpu in cpus}
+    cores = {_core(cpu) for cpu in usable_cpus()}
     quota = _cpu_quota()
     return max(1, min(len(cores), ceil(quota)) if quota else len(cores))
 
