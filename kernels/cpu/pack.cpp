@@ -112,7 +112,8 @@ const Layout* layout_of(uint32_t type) {
     switch (static_cast<TensorType>(type)) {
         case TensorType::W2: return &w2;
         case TensorType::W2S24: return &w2s24;
-        case TensorType::Q4_0: return &q4_0;
+        case TensorType::Q4_0:
+        case TensorType::IQ4_NL: return &q4_0;
         case TensorType::Q4_1: return &q4_1;
         case TensorType::Q5_0: return &q5_0;
         case TensorType::Q5_1: return &q5_1;

@@ -86,6 +86,11 @@ inline V8i add_bytes(V8i acc, V8i codes) {
 }
 
 #define HETRUN_PACKED 1
+// Of each byte of `indices`, from 0 to 15, the byte of the table.
+inline Vi table_bytes(const void* table, Vi indices) {
+    const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return (Vi)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(own), (__m256i)indices);
+}
 constexpr bool kWideDot = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
 constexpr int kTileVectors = 2, kTilePanelTokens = 4;
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {

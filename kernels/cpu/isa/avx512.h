@@ -80,6 +80,11 @@ inline V8i add_bytes(V8i acc, V8i codes) {
 }
 
 #define HETRUN_PACKED 1
+// Of each byte of `indices`, from 0 to 15, the byte of the table.
+inline Vi table_bytes(const void* table, Vi indices) {
+    const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return (Vi)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(own), (__m512i)indices);
+}
 constexpr bool kWideDot = true;  // codes of 8 bits are as good as any
 constexpr int kTileVectors = 2;
 #ifndef HETRUN_TILES

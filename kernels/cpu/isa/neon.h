@@ -43,6 +43,16 @@ inline Vi load_i8(const uint8_t* p) { return (Vi)vmovl_s16(vget_low_s16(vmovl_s8
 inline Vi load_u8_pairs(const uint8_t* p) { return (Vi)vmovl_u8(vld1_u8(p)); }
 
 #define HETRUN_PACKED 1
+// Of each byte of `indices`, from 0 to 15, the byte of the table.
+inline Vi table_bytes(const void* table, Vi indices) {
+    const uint8x16_t own = vld1q_u8(static_cast<const uint8_t*>(table));
+#ifdef __aarch64__
+    return (Vi)vqtbl1q_u8(own, (uint8x16_t)indices);
+#else
+    const uint8x8x2_t halves = {{vget_low_u8(own), vget_high_u8(own)}};
+    return (Vi)vcombine_u8(vtbl2_u8(halves, vget_low_u8((uint8x16_t)indices)), vtbl2_u8(halves, vget_high_u8((uint8x16_t)indices)));
+#endif
+}
 #define HETRUN_NARROW_GEMV 1
 #ifdef __aarch64__
 constexpr int kGemvVectors = 4;  // of 16 rows, read together: whole cache lines

@@ -68,6 +68,19 @@ struct PackedQ4_0 : Nibbles32<32> {
     static constexpr int kShift = 3;
 };
 
+constexpr uint8_t kNonlinearCodes[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};  // kNonlinear + 128
+
+// Nibbles name one of 16 values, codes of 8 bits.
+struct PackedIQ4_NL : Nibbles32<32> {
+    static constexpr size_t kBytes = 288;
+    static constexpr int kShift = 7;
+    static constexpr bool kWide = true;
+    template <int S, int J>
+    static HETRUN_INLINE Vi code(const Lanes& p) {
+        return table_bytes(kNonlinearCodes, Nibbles32<32>::template code<S, J>(p));
+    }
+};
+
 struct PackedQ4_1 : Nibbles32<64> {
     static constexpr size_t kBytes = 320;
     static constexpr int kMin = 32;
