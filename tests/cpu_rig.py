@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
+import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,8 +15,10 @@ from hetrun.tensor import ALL_TYPES, Weight
 from hetrun.testing.blocks import random_blocks
 from hetrun_cpu import native
 from hetrun_cpu.driver import CpuDriver
+from hetrun_cpu.steps import QUANTISED_TYPES
 
 Floats = NDArray[np.float32]
+BF16 = gguf.GGMLQuantizationType.BF16
 
 ISAS: tuple[str, ...] = () if native.library_problem() else native.isa_names()
 
@@ -93,6 +96,15 @@ def int8_rounded(x: Floats) -> NDArray[np.float64]:
     mantissa, exponent = np.frexp((largest / np.float32(127)).astype(np.float64))
     scale = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)
     return (codes * scale).reshape(x.shape)
+
+
+def activations_of(type_name: str, isa: str, x: Floats) -> NDArray[np.float64]:
+    """x as weights of that type meet it."""
+    if type_name in QUANTISED_TYPES:
+        return int8_rounded(x)
+    if type_name == "BF16" and isa in ("avx512_bf16", "amx"):
+        return gguf.quants.dequantize(gguf.quants.quantize(x, BF16), BF16).astype(np.float64)
+    return x.astype(np.float64)
 
 
 def attention(

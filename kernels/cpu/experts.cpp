@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+
+#include "prepare.h"
 
 namespace hetrun::cpu {
 
@@ -27,11 +28,7 @@ Scratch scratch_of(const ExpertsArgs& a) {
 
 void prepare(const ExpertsArgs& a, const float* x, uint8_t* out) {
     const PreparedLayout& layout = a.step->expert_input;
-    if (layout.panel) a.kernels->prepare_int8(x, layout, out);
-    if (layout.floats == layout.stride) return;
-    float* copy = reinterpret_cast<float*>(out + layout.floats);
-    std::memcpy(copy, x, layout.n * sizeof(float));
-    for (size_t i = layout.n; i < round_up(layout.n, 16); ++i) copy[i] = 0.0f;
+    prepare_row(*a.kernels, x, layout, layout.panel != 0, layout.floats != layout.stride, out);
 }
 
 // Rows [first, first + n_rows) of an expert's matrix times prepared tokens: tile[n_tokens, kGroupRowsFew].

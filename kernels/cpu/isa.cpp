@@ -1,4 +1,5 @@
 // Which instruction sets this machine has, and the kernels for each.
+#include "gguf_blocks.h"
 #include "hetrun_cpu.h"
 #include "kernels.h"
 
@@ -18,6 +19,7 @@ extern const Kernels kernels_generic_all;
 extern const Kernels kernels_avx2_all;
 extern const Kernels kernels_avx512_all;
 extern const Kernels kernels_amx_all;
+extern const TypeKernels kernels_avx512_bf16_BF16;
 #endif
 #ifdef HETRUN_WITH_NEON
 extern const Kernels kernels_neon_all;
@@ -31,6 +33,13 @@ extern const Kernels kernels_i8mm_all;
 
 #ifdef HETRUN_WITH_X86
 namespace {
+
+// The same with dot products of BF16, which round activations as they go: so weights of BF16 alone have them.
+Kernels with_bf16(Kernels kernels) {
+    kernels.types[static_cast<size_t>(TensorType::BF16)] = &kernels_avx512_bf16_BF16;
+    kernels.bf16_activations = true;
+    return kernels;
+}
 
 // AMX-INT8, and the system's leave to use tiles. Threads save 8 KB more from then on, if they do use them. The system refuses
 // where the stack of a signal handler has no room for that, or where it is too old to know tiles.
@@ -55,7 +64,14 @@ const Kernels* kernels_of(int isa) {
 #ifdef HETRUN_WITH_X86
         case HETRUN_ISA_AVX2: return &kernels_avx2_all;
         case HETRUN_ISA_AVX512: return &kernels_avx512_all;
-        case HETRUN_ISA_AMX: return &kernels_amx_all;
+        case HETRUN_ISA_AVX512_BF16: {
+            static const Kernels kernels = with_bf16(kernels_avx512_all);
+            return &kernels;
+        }
+        case HETRUN_ISA_AMX: {
+            static const Kernels kernels = with_bf16(kernels_amx_all);
+            return &kernels;
+        }
 #endif
 #ifdef HETRUN_WITH_NEON
         case HETRUN_ISA_NEON: return &kernels_neon_all;
@@ -79,7 +95,8 @@ uint32_t isa_mask() {
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
         mask |= 1u << HETRUN_ISA_AVX512;
-    if ((mask >> HETRUN_ISA_AVX512 & 1) && may_use_tiles()) mask |= 1u << HETRUN_ISA_AMX;
+    if ((mask >> HETRUN_ISA_AVX512 & 1) && __builtin_cpu_supports("avx512bf16")) mask |= 1u << HETRUN_ISA_AVX512_BF16;
+    if ((mask >> HETRUN_ISA_AVX512_BF16 & 1) && may_use_tiles()) mask |= 1u << HETRUN_ISA_AMX;
 #endif
 #if defined(HETRUN_WITH_NEON) && defined(__aarch64__)
     mask |= 1u << HETRUN_ISA_NEON;

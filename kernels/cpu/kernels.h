@@ -42,10 +42,12 @@ constexpr size_t kPreparedRows = 2 * kPanelTokens;
 // own batch sizes have, which the more exact sums do not (KL 4.0e-3 against 3.7e-3, its own 3.3e-3, on SmolLM2).
 // A block that holds a NaN or an infinity has scale NaN, so that whatever reads it becomes NaN.
 // neg32 and neg16: the negated sums of 32 or 16 codes, int32: what an unsigned weight's offset is taken back with.
+// floats: the activations as they are, with zeros up to a multiple of 16. bf16: rounded to BF16, with zeros up to a multiple of 32,
+// where the kernels want them.
 struct PreparedLayout {
     size_t n = 0;
     size_t scale = 0, sum32 = 0, half_sum32 = 0, sum16 = 0, neg32 = 0, neg16 = 0;
-    size_t floats = 0;
+    size_t floats = 0, bf16 = 0;
     size_t stride = 0;
     size_t panel = 0;  // bytes of a panel of kPanelTokens rows, which follow all rows; 0 without int8
 
@@ -64,8 +66,8 @@ struct PreparedLayout {
             panel = width / 32 * sizeof(PanelBlock);
         }
         floats = end;
-        if (kept_float) end += round_up(width, 16) * sizeof(float);
-        stride = end;
+        bf16 = end + round_up(width, 16) * sizeof(float);
+        stride = kept_float ? bf16 + round_up(width, 32) * sizeof(uint16_t) : end;
     }
 };
 
@@ -203,6 +205,7 @@ struct Kernels {
     const TypeKernels* types[kTypes];  // by type number, null where there are none
     // Panels whose blocks stand in turn: the first of each, the second of each, ...
     size_t panels_together;
+    bool bf16_activations;  // wanted by weights of BF16
     // n columns of 8 tokens, normed first if there are weights for it, into blocks of their panel, which are `stride` bytes
     // apart; null where no type has a packed form.
     void (*prepare_panel)(const float* const* rows, const float* norm, float eps, size_t n, uint8_t* panel, size_t stride);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "experts.h"
+#include "prepare.h"
 
 namespace hetrun::cpu {
 
@@ -123,7 +124,7 @@ void Run::prepare(const Step& s, uint32_t thread) {
     if (!alone && s.fills_panels) return;
     uint8_t* base = alone ? scratch(thread, p_.layout_.prepared) : s.out->data;
     float* normed = reinterpret_cast<float*>(scratch(thread, p_.layout_.row));
-    const bool floats = (s.flags & HETRUN_PREPARE_FLOAT) != 0;
+    const bool int8 = (s.flags & HETRUN_PREPARE_INT8) != 0, floats = (s.flags & HETRUN_PREPARE_FLOAT) != 0;
     const Range r = alone ? Range{0, n_rows} : share(n_rows, thread, kPanelTokens);
     if (!alone && s.panels_read) {
         for (size_t t = r.begin; t < r.end; t += kPanelTokens) {
@@ -141,12 +142,7 @@ void Run::prepare(const Step& s, uint32_t thread) {
             k_.rms_norm(from, s.weight[0]->floats, x.width, s.f0, normed);
             from = normed;
         }
-        if (s.flags & HETRUN_PREPARE_INT8) k_.prepare_int8(from, layout, out);
-        if (floats) {
-            float* copy = reinterpret_cast<float*>(out + layout.floats);
-            std::memcpy(copy, from, x.width * sizeof(float));
-            for (size_t i = x.width; i < round_up(x.width, 16); ++i) copy[i] = 0.0f;
-        }
+        prepare_row(k_, from, layout, int8, floats, out);
     }
 }
 

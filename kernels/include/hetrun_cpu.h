@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define HETRUN_CPU_ABI 5
+#define HETRUN_CPU_ABI 6
 #define HETRUN_API __attribute__((visibility("default")))
 
 enum hetrun_status {
@@ -39,8 +39,9 @@ enum hetrun_isa {
     HETRUN_ISA_NEON = 3,
     HETRUN_ISA_DOTPROD = 4, /* NEON with SDOT */
     HETRUN_ISA_I8MM = 5,    /* NEON with SDOT, USDOT and SMMLA */
-    HETRUN_ISA_AMX = 6,     /* AVX-512 as above with AMX-INT8 */
-    HETRUN_ISA_COUNT = 7
+    HETRUN_ISA_AVX512_BF16 = 6, /* AVX-512 as above with BF16 */
+    HETRUN_ISA_AMX = 7,         /* that with AMX-INT8 */
+    HETRUN_ISA_COUNT = 8
 };
 
 enum hetrun_step_kind {

@@ -42,7 +42,7 @@
     extern const TypeKernels HETRUN_NAME(HETRUN_ISA, type);    \
     const TypeKernels HETRUN_NAME(HETRUN_ISA, type) = {__VA_ARGS__};
 #define HETRUN_CODES(type) HETRUN_TYPE(type, matmul_codes<Codec##type>, dequantize_codes<Codec##type>, nullptr, nullptr, nullptr)
-#define HETRUN_FLOATS(type) HETRUN_TYPE(type, matmul_floats<Row##type>, dequantize_floats<Row##type>, nullptr, nullptr, nullptr)
+#define HETRUN_FLOATS(type) HETRUN_TYPE(type, matmul_floats<Row##type>, widen<Row##type>, nullptr, nullptr, nullptr)
 #ifdef HETRUN_PACKED
 #define HETRUN_PACKED_CODES(type) \
     HETRUN_TYPE(type, matmul_codes<Codec##type>, dequantize_codes<Codec##type>, gemv<Packed##type>, gemm<Packed##type>, \

@@ -62,6 +62,12 @@ inline Vi lanes() {  // 0, 1, 2, ...
     for (size_t i = 0; i < kLanes; ++i) v[i] = static_cast<int32_t>(i);
     return v;
 }
+// Memory is asked for this far ahead of its use: rows are too short for the hardware to foresee the next.
+constexpr size_t kPrefetchBytes = 4096;
+inline void prefetch(const uint8_t* from, size_t nbytes) {
+    for (size_t i = 0; i < nbytes; i += 64) __builtin_prefetch(from + i);
+}
+
 inline Vf splat_at(const float* p) { return splat(*p); }
 
 }  // namespace

@@ -10,9 +10,9 @@ from hetrun.errors import AllocationError, DeviceError, HetrunError
 from hetrun.native import first_problem
 from hetrun.resources import load_library
 
-ABI = 5
+ABI = 6
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
-ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm", "amx")
+ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm", "avx512_bf16", "amx")
 
 
 class Batch(ctypes.Structure):

@@ -81,7 +81,7 @@ def prepared_width(width: int, int8: bool, floats: bool) -> int:
     if int8:
         nbytes += _round_up(width, 64) + 8 * 4 * _round_up(width // 32, 16) + 64 * (width // 32)
     if floats:
-        nbytes += 4 * _round_up(width, 16)
+        nbytes += 4 * _round_up(width, 16) + 2 * _round_up(width, 32)
     return nbytes // 4
 
 
