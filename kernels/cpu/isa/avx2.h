@@ -92,7 +92,7 @@ inline Vi table_bytes(const void* table, Vi indices) {
     return (Vi)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(own), (__m256i)indices);
 }
 constexpr bool kWideDot = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
-constexpr int kTileVectors = 2, kTilePanelTokens = 4;
+constexpr int kTileVectors = 2, kTilePanelTokens = 4, kKeptTokens = 0;
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
     return acc + (Vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));

@@ -88,7 +88,7 @@ inline Vi table_bytes(const void* table, Vi indices) {
 constexpr bool kWideDot = true;  // codes of 8 bits are as good as any
 constexpr int kTileVectors = 2;
 #ifndef HETRUN_TILES
-constexpr int kTilePanelTokens = 8;
+constexpr int kTilePanelTokens = 8, kKeptTokens = 4;
 #endif
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     return (Vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, (__m512i)activations);

@@ -18,7 +18,7 @@ void gemm(const GemmArgs& g) {
     const Tiles tiles;
     Panel<C>* panel = reinterpret_cast<Panel<C>*>(g.scratch);
     const size_t n_vectors = 16 / kLanes * g.n_groups, n = g.layout->n;
-    const size_t n_tiles = (g.n_tokens + kTilePanelTokens - 1) / kTilePanelTokens;
+    const size_t n_tiles = (g.n_tokens + kTokensAtOnce<C> - 1) / kTokensAtOnce<C>;
     const auto chunk = [n](size_t column) { return n - column <= kPanelMostColumns ? n - column : kPanelColumns; };
     for (size_t column = 0, columns = 0; column < n; column += columns) {
         columns = chunk(column);
@@ -32,7 +32,7 @@ void gemm(const GemmArgs& g) {
         // The next columns, or the first ones of the rows that follow.
         const uint8_t* groups = g.groups + (next == 0 ? g.n_groups * g.group_bytes : next / C::kBlock * C::kBytes);
         for (size_t tile = 0; tile < n_tiles; ++tile) {
-            const size_t t = tile * kTilePanelTokens;
+            const size_t t = tile * kTokensAtOnce<C>;
             const uint8_t* own = g.panels + t / kPanelTokens * g.layout->panel;
             // A later tile of a panel starts at its tokens' place in each of the arrays.
             const PanelBlock* a = reinterpret_cast<const PanelBlock*>(own + t % kPanelTokens * 4) + column / 32 * kPanelsTogether;

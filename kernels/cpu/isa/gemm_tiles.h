@@ -14,6 +14,8 @@ constexpr size_t kPanelColumns = 512, kPanelMostColumns = 640;
 
 constexpr size_t kPanelsTogether = 2;
 constexpr int kTilePanelTokens = kPanelsTogether * kPanelTokens;
+template <class>
+constexpr int kTokensAtOnce = kTilePanelTokens;
 
 // Tiles 0 to 3 are sums, of plane p of even and odd blocks in 2 p and 2 p + 1; 4 is activations, 5 weights.
 struct alignas(64) TileShapes {

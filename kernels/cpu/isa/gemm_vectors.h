@@ -12,27 +12,51 @@ struct Tiles {
     Tiles() {}
 };
 
+// Sums of super-blocks stay in registers where these have room for a few tokens.
+template <class C>
+constexpr bool kKeepsSums = kLateScale<C> && kKeptTokens > 0;
+template <class C>
+constexpr int kTokensAtOnce = kKeepsSums<C> ? kKeptTokens : kTilePanelTokens;
+
+// The float sums of a tile [T, stride], in memory: in registers they would push out the integers, which are touched far more often.
+template <int V, int T, bool Kept>
+struct TileSums {
+    float* own;
+    size_t stride;
+    HETRUN_INLINE Vf load(int v, int t) const { return load_floats(own + static_cast<size_t>(t) * stride + static_cast<size_t>(v) * kLanes); }
+    HETRUN_INLINE void store(int v, int t, Vf sum) { store_floats(own + static_cast<size_t>(t) * stride + static_cast<size_t>(v) * kLanes, sum); }
+    HETRUN_INLINE void hold() const { asm volatile("" ::"r"(own) : "memory"); }
+};
+template <int V, int T>
+struct TileSums<V, T, true> {
+    Vf sums[V][T];
+    HETRUN_INLINE Vf load(int v, int t) const { return sums[v][t]; }
+    HETRUN_INLINE void store(int v, int t, Vf sum) { sums[v][t] = sum; }
+    HETRUN_INLINE void hold() const {}
+};
+
 // V vectors of rows by T tokens, n_steps blocks of 32. `first`: out holds nothing yet.
 template <class C, int V, int T>
 void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool first, float* out) {
     using Fold = FoldOf<C::kFold, C>;
     constexpr bool kHalves = C::kScales16 && !C::kFold;
-    if (first) {
-        for (int t = 0; t < T; ++t)
-            for (int v = 0; v < V; ++v) store_floats(out + t * kPanelRows + v * kLanes, Vf{});
-    }
+    const auto each = [](auto f) HETRUN_INLINE_LAMBDA {
+        unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA { unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA { f(v, t); }); });
+    };
+    TileSums<V, T, false> all = {out, kPanelRows};
+    if (first) each([&](auto v, auto t) HETRUN_INLINE_LAMBDA { all.store(v, t, Vf{}); });
+    // Of the super-block, where that has one scale.
     constexpr size_t kSpan = C::kBlock / 32, kWidth = V * kLanes;
-    alignas(64) float parts[kLateScale<C> ? T * kWidth : 1];
+    alignas(64) float parts[kLateScale<C> && !kKeepsSums<C> ? T * kWidth : 1];
+    TileSums<V, T, kKeepsSums<C>> sums;
+    if constexpr (!kKeepsSums<C>) sums = {kLateScale<C> ? parts : out, kLateScale<C> ? kWidth : kPanelRows};
     for (size_t b = 0; b < n_steps; ++b, ++w, ++a) {
         if constexpr (kLateScale<C>) {
-            if (b % kSpan == 0) {
-                for (size_t i = 0; i < T * kWidth; i += kLanes) store_floats(parts + i, Vf{});
-            }
+            if (b % kSpan == 0) each([&](auto v, auto t) HETRUN_INLINE_LAMBDA { sums.store(v, t, Vf{}); });
         }
-        // Sums stay in memory: in registers they would push out the integers, which are touched far more often.
-        asm volatile("" ::"r"(parts) : "memory");
+        sums.hold();
         Dots<Fold::kWide, C::kFold> c[V][T];
-        Vi sum[V][T];
+        Vf half[V][T];
         unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
             constexpr int I = decltype(t)::value;
             const Vi start = dot_start<Fold::kWide, Fold::kShift>(kHalves ? a->neg16[0] + I : a->neg32 + I);
@@ -41,12 +65,13 @@ void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool firs
         unrolled<8>([&](auto j) HETRUN_INLINE_LAMBDA {
             constexpr int J = decltype(j)::value;
             if constexpr (kHalves && J == 4) {
+                // Products with scales are exact in floats, their sum too: below 2^24.
                 unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
                     constexpr int I = decltype(t)::value;
                     const Vi start = dot_start<Fold::kWide, Fold::kShift>(a->neg16[1] + I);
                     unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
                         constexpr int K = decltype(v)::value;
-                        sum[K][I] = c[K][I].total() * load_ints(w->scale16[0] + K * kLanes);
+                        half[K][I] = to_floats(c[K][I].total()) * load_floats(w->scale16[0] + K * kLanes);
                         c[K][I].begin(start);
                     });
                 });
@@ -69,29 +94,24 @@ void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool firs
             const Vf scale = load_floats(w->scale + K * kLanes);
             unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
                 constexpr int I = decltype(t)::value;
-                float* own = kLateScale<C> ? parts + I * kWidth + K * kLanes : out + I * kPanelRows + K * kLanes;
-                Vi integer = c[K][I].total();
-                if constexpr (kHalves) integer = sum[K][I] + integer * load_ints(w->scale16[1] + K * kLanes);
+                Vf dot = to_floats(c[K][I].total());
+                if constexpr (kHalves) dot = fmadd(dot, load_floats(w->scale16[1] + K * kLanes), half[K][I]);
                 const Vf a_scale = splat_at(a->scale + I);
-                Vf acc = fmadd(to_floats(integer), kLateScale<C> ? a_scale : scale * a_scale, load_floats(own));
+                Vf acc = fmadd(dot, kLateScale<C> ? a_scale : scale * a_scale, sums.load(K, I));
                 if constexpr (C::kMin == 32)
                     acc = fmadd(load_floats(w->minimum + K * kLanes), splat_at((C::kHalfSum ? a->half_sum32 : a->sum32) + I), acc);
                 if constexpr (C::kMin == 16) {
                     acc = fmadd(load_floats(w->minimum16[0] + K * kLanes), splat_at(a->sum16[0] + I), acc);
                     acc = fmadd(load_floats(w->minimum16[1] + K * kLanes), splat_at(a->sum16[1] + I), acc);
                 }
-                store_floats(own, acc);
+                sums.store(K, I, acc);
             });
         });
         if constexpr (kLateScale<C>) {
             if (b % kSpan != kSpan - 1) continue;
-            for (int t = 0; t < T; ++t) {
-                for (int v = 0; v < V; ++v) {
-                    float* own = out + t * static_cast<int>(kPanelRows) + v * static_cast<int>(kLanes);
-                    const Vf part = load_floats(parts + t * static_cast<int>(kWidth) + v * static_cast<int>(kLanes));
-                    store_floats(own, fmadd(part, load_floats(w->scale + v * static_cast<int>(kLanes)), load_floats(own)));
-                }
-            }
+            each([&](auto v, auto t) HETRUN_INLINE_LAMBDA {
+                all.store(v, t, fmadd(sums.load(v, t), load_floats(w->scale + v * kLanes), all.load(v, t)));
+            });
         }
     }
 }
@@ -99,8 +119,8 @@ void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool firs
 // T tokens; n_vectors: of rows.
 template <class C, int T>
 HETRUN_INLINE void gemm_rows(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool first, size_t n_vectors, float* out) {
-    // The 16-column scales need the registers of a second tile.
-    constexpr size_t kVectors = C::kScales16 && !C::kFold ? 1 : kTileVectors;
+    // Sums of halves want the registers of a second tile.
+    constexpr size_t kVectors = C::kScales16 && !C::kFold && !kKeepsSums<C> ? 1 : kTileVectors;
     const auto shifted = [&](size_t v) {
         return reinterpret_cast<const Panel<C>*>(reinterpret_cast<const uint8_t*>(w) + v * sizeof(Vi));
     };
@@ -109,13 +129,13 @@ HETRUN_INLINE void gemm_rows(const Panel<C>* w, const PanelBlock* a, size_t n_st
     for (; v < n_vectors; ++v) gemm_tile<C, 1, T>(shifted(v), a, n_steps, first, out + v * kLanes);
 }
 
-// The tokens at `a`, n_tokens or kTilePanelTokens of them.
+// The tokens at `a`, n_tokens or kTokensAtOnce of them.
 template <class C>
 HETRUN_INLINE void gemm_tokens(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool first, size_t n_vectors,
                                size_t n_tokens, float* out) {
-    unrolled<kTilePanelTokens>([&](auto i) HETRUN_INLINE_LAMBDA {
+    unrolled<kTokensAtOnce<C>>([&](auto i) HETRUN_INLINE_LAMBDA {
         constexpr int T = decltype(i)::value + 1;
-        if (n_tokens == T || (T == kTilePanelTokens && n_tokens > T)) gemm_rows<C, T>(w, a, n_steps, first, n_vectors, out);
+        if (n_tokens == T || (T == kTokensAtOnce<C> && n_tokens > T)) gemm_rows<C, T>(w, a, n_steps, first, n_vectors, out);
     });
 }
 

@@ -56,10 +56,10 @@ inline Vi table_bytes(const void* table, Vi indices) {
 #define HETRUN_NARROW_GEMV 1
 #ifdef __aarch64__
 constexpr int kGemvVectors = 4;  // of 16 rows, read together: whole cache lines
-constexpr int kTileVectors = 4, kTilePanelTokens = 4;
+constexpr int kTileVectors = 4, kTilePanelTokens = 4, kKeptTokens = 0;
 #else
 constexpr int kGemvVectors = 2;
-constexpr int kTileVectors = 2, kTilePanelTokens = 2;
+constexpr int kTileVectors = 2, kTilePanelTokens = 2, kKeptTokens = 0;
 #endif
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 constexpr bool kWideDot = true;

@@ -12,7 +12,7 @@ struct PanelWeights {
     union {
         float minimum[kPanelRows];
         float minimum16[2][kPanelRows];
-        int32_t scale16[2][kPanelRows];
+        float scale16[2][kPanelRows];  // integers
     };
 };
 
@@ -92,8 +92,8 @@ HETRUN_INLINE void decode_step(const Lanes& p, const Head& head, Panel<C>& to, s
             store_floats(to.scale + row, head.d);
         } else {
             store_floats(to.scale + row, head.d);
-            store_ints(to.scale16[0] + row, C::template scale16<S, 0>(p));
-            store_ints(to.scale16[1] + row, C::template scale16<S, 1>(p));
+            store_floats(to.scale16[0] + row, to_floats(C::template scale16<S, 0>(p)));
+            store_floats(to.scale16[1] + row, to_floats(C::template scale16<S, 1>(p)));
         }
     } else {
         store_floats(to.scale + row, C::template scale<S>(p, head));
