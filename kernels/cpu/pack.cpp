@@ -107,6 +107,9 @@ const Layout* layout_of(uint32_t type) {
     static const Layout q4_k{256, 144, {{0, 4, 2, 0}, {4, 12, 1, 0}, {16, 128, 4, 0}}};
     static const Layout q5_k{256, 176, {{0, 4, 2, 0}, {4, 12, 1, 0}, {16, 32, 4, 0}, {48, 128, 4, 0}}};
     static const Layout q6_k{256, 210, {{208, 2, 2, 0}, {192, 16, 1, 0}, {0, 192, 4, 0}}, -1, arrange_q6_k};
+    static const Layout iq4_xs{256, 136, {{0, 2, 2, 0}, {2, 2, 2, 0}, {4, 4, 4, 0}, {8, 128, 4, 0}}};
+    static const Layout tq2_0{256, 66, {{64, 2, 2, 0}, {0, 64, 4, 0}}};
+    static const Layout mxfp4{32, 17, {{0, 1, 1, 0}, {1, 16, 4, 0}}};
     static const Layout w2{64, 18, {{16, 2, 2, 0}, {0, 16, 4, 0}}, -1, arrange_w2, kRowScaleBytes};
     static const Layout w2s24{64, 16, {{14, 2, 2, 0}, {0, 16, 4, 0}}, -1, arrange_w2s24, kRowScaleBytes};
     switch (static_cast<TensorType>(type)) {
@@ -123,6 +126,9 @@ const Layout* layout_of(uint32_t type) {
         case TensorType::Q4_K: return &q4_k;
         case TensorType::Q5_K: return &q5_k;
         case TensorType::Q6_K: return &q6_k;
+        case TensorType::IQ4_XS: return &iq4_xs;
+        case TensorType::TQ2_0: return &tq2_0;
+        case TensorType::MXFP4: return &mxfp4;
         default: return nullptr;
     }
 }

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from cpu_rig import ISAS, Rig, int8_rounded, nmse, tokens, weight
+from cpu_rig import ISAS, Rig, activations_of, int8_rounded, nmse, tokens, weight
 
 from hetrun.device import Batch
 from hetrun.ops import Add, Bias, Embedding, GatedActivation, MatMul, RmsNorm, Rope, Scale, SelectRows, SoftCap, Value
@@ -40,7 +40,7 @@ def test_matmul_equals_float64_of_the_quantised_activations(type_name: str, n_to
     x = normal(n_tokens, 512, seed=n_tokens) * np.exp(normal(1, 512, seed=9))
     with Rig([MatMul("y", X, w)], [X], isa=isa, threads=2) as rig:
         got = rig.run(tokens(n_tokens), x=x)
-        want = int8_rounded(x) @ values_of(w, rig.weights["w"]).T
+        want = activations_of(type_name, isa, x) @ values_of(w, rig.weights["w"]).T
     assert nmse(got, want) < bound(type_name)
 
 
@@ -52,7 +52,7 @@ def test_matmul_of_rows_that_fill_no_vector(type_name: str, width: int, isa: str
     value = Value("x", width)
     with Rig([MatMul("y", value, w)], [value], isa=isa) as rig:
         got = rig.run(tokens(3), x=x)
-        want = int8_rounded(x) @ values_of(w, rig.weights["w"]).T
+        want = activations_of(type_name, isa, x) @ values_of(w, rig.weights["w"]).T
     assert nmse(got, want) < bound(type_name)
 
 
@@ -66,7 +66,7 @@ def test_matmul_of_any_number_of_rows_and_tokens_and_more_columns_than_a_chunk(
     w, x, value = weight("w", type_name, n_rows, width), normal(n_tokens, width, seed=n_rows), Value("x", width)
     with Rig([MatMul("y", value, w)], [value], isa=isa, threads=3, max_tokens=21, max_outputs=21) as rig:
         got = rig.run(tokens(n_tokens), x=x)
-        want = int8_rounded(x) @ values_of(w, rig.weights["w"]).T
+        want = activations_of(type_name, isa, x) @ values_of(w, rig.weights["w"]).T
     assert nmse(got, want) < bound(type_name)
 
 
@@ -78,7 +78,7 @@ def test_float_weights_use_float_activations(type_name: str, width: int, isa: st
     value = Value("x", width)
     with Rig([MatMul("y", value, w)], [value], isa=isa) as rig:
         got = rig.run(tokens(5), x=x)
-        want = x.astype(np.float64) @ values_of(w, rig.weights["w"]).T
+        want = activations_of(type_name, isa, x) @ values_of(w, rig.weights["w"]).T
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_a_prompt_of_float_weights_has_the_bits_of_single_steps(
     w, x, value = weight("w", type_name, n_rows, width), normal(n_tokens, width, seed=n_rows), Value("x", width)
     with Rig([MatMul("y", value, w)], [value], isa=isa, threads=2, max_tokens=53, max_outputs=53) as rig:
         got = rig.run(tokens(n_tokens), x=x)
-        want = x.astype(np.float64) @ values_of(w, rig.weights["w"]).T
+        want = activations_of(type_name, isa, x) @ values_of(w, rig.weights["w"]).T
         single = np.concatenate([rig.run(tokens(1), x=x[t : t + 1]) for t in range(n_tokens)])
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(got.view(np.uint32), single.view(np.uint32))
@@ -169,7 +169,7 @@ def test_tiles_give_the_bits_of_vectors(type_name: str, n_tokens: int, isa: str)
     width = {256: 2304, 64: 1152}.get(block_size(type_name), 1120)
     w, x, value = weight("w", type_name, 53, width), np.sign(normal(n_tokens, width)) * 127, Value("x", width)
     results = []
-    for name in (isa, "avx512"):
+    for name in (isa, "avx512_bf16"):
         with Rig([MatMul("y", value, w)], [value], isa=name, threads=2, max_tokens=33, max_outputs=33) as rig:
             results.append(rig.run(tokens(n_tokens), x=x))
     np.testing.assert_array_equal(*results)
@@ -234,12 +234,15 @@ def quantised(x: np.ndarray, isa: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("type_name", ["IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"])
-def test_rows_of_any_bytes_are_what_gguf_reads(type_name: str, isa: str) -> None:
+def test_rows_of_any_bytes_are_what_gguf_reads(type_name: str, packed: bool, isa: str) -> None:
     """Scales of every exponent, infinite ones and NaN among them, and codes that no quantiser writes."""
     w = weight("w", type_name, 600, 256)
     raw = memoryview(np.random.default_rng(4).integers(0, 256, w.nbytes, dtype=np.uint8).tobytes())
-    with Rig([Embedding("y", w)], isa=isa, weights={"w": raw}, max_tokens=600) as rig:
+    embedding = Embedding("y", w)
+    ops = [embedding, MatMul("z", embedding.output, w)] if packed else [embedding]
+    with Rig(ops, (), [embedding.output], {"w": raw}, isa=isa, max_tokens=600) as rig:
         got = rig.run(Batch.of(range(600), range(600), [0] * 600, []))
     with np.errstate(invalid="ignore", over="ignore"):
         want = values_of(w, raw).astype(np.float32)

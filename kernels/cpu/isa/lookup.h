@@ -20,9 +20,8 @@ HETRUN_INLINE void lookup_step(const Lanes& p, const Head& head, size_t own, flo
         scale[0] = scale[1] = C::template scale<S>(p, head)[own];
     }
     int offset = C::kShift ? 1 << C::kShift : 0;
-    constexpr bool kZero = C::kRowScales;  // codes minus their zero point are scaled, where products add a minimum
-    if constexpr (kZero) offset = C::zero(p)[own];
-    if constexpr (C::kMin == 32 && !kZero) minimum[0] = minimum[1] = C::template minimum<S>(p, head)[own];
+    if constexpr (C::kZeroPoint) offset = C::zero(p)[own];
+    if constexpr (C::kMin == 32 && !C::kZeroPoint) minimum[0] = minimum[1] = C::template minimum<S>(p, head)[own];
     if constexpr (C::kMin == 16) {
         minimum[0] = C::template minimum16<S, 0>(p, head)[own];
         minimum[1] = C::template minimum16<S, 1>(p, head)[own];
@@ -30,7 +29,7 @@ HETRUN_INLINE void lookup_step(const Lanes& p, const Head& head, size_t own, flo
     for (size_t i = 0; i < 32; ++i) {
         const int code = codes[i / 4][own][i % 4] - offset;
         const float x = scale[i / 16] * static_cast<float>(code);
-        out[i] = C::kMin && !kZero ? x + minimum[i / 16] : x;
+        out[i] = C::kMin && !C::kZeroPoint ? x + minimum[i / 16] : x;
     }
 }
 

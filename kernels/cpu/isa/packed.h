@@ -36,12 +36,12 @@ struct Head {
 // kScales16: integer scales of 16 codes.   kFold: they are multiplied into the panel's codes.   kWide: codes of 8 bits.
 // kPairs: scales and sums of 16 codes fit 16 bits.   kTogether: sub-blocks of 32 whose codes share words.
 // placed<S, J> is code<S, J> times 2^placed_shift(S), at most 8 bits of each byte; kPlacedHalves: by S and J / 4.
-// kRowScales: the scales of the 16 rows stand behind the blocks of a group.
+// kRowScales: the scales of the 16 rows stand behind the blocks of a group.   kZeroPoint: the minimum takes it back.
 struct Traits {
     static constexpr size_t kBlock = 32;
     static constexpr int kShift = 0, kMin = 0, kTogether = 1;
     static constexpr bool kHalfSum = false, kScales16 = false, kFold = false, kWide = false, kPairs = false;
-    static constexpr bool kRowScales = false, kPlacedHalves = false;
+    static constexpr bool kRowScales = false, kZeroPoint = false, kPlacedHalves = false;
 };
 struct SuperTraits : Traits {
     static constexpr size_t kBlock = 256;
@@ -78,6 +78,21 @@ struct PackedIQ4_NL : Nibbles32<32> {
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return table_bytes(kNonlinearCodes, Nibbles32<32>::template code<S, J>(p));
+    }
+};
+
+constexpr uint8_t kE2m1Codes[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};  // kE2m1Doubled + 16
+
+struct PackedMXFP4 : Nibbles32<16> {
+    static constexpr size_t kBytes = 272;
+    static constexpr int kShift = 4;
+    template <int S, int J>
+    static HETRUN_INLINE Vi code(const Lanes& p) {
+        return table_bytes(kE2m1Codes, Nibbles32<16>::template code<S, J>(p));
+    }
+    static HETRUN_INLINE Head head(const Lanes& p) {
+        const Vi e = p.u8(0);  // of 2^(e - 128), a subnormal below 2
+        return {as_floats(e < 2 ? (e + 1) << 21 : (e - 1) << 23), Vf{}};
     }
 };
 
@@ -168,6 +183,51 @@ struct PackedQ5_K : SixBitScales {
         const Vi v = p.word(768 + 64 * (8 * (S / 2) + J));
         const Vi low = S % 2 == 0 ? v & splat_int(kNibbles) : v >> 4 & splat_int(kNibbles);
         return low | (p.word(256 + 64 * J) >> S & splat_int(kOneBit)) << 4;
+    }
+};
+
+struct PackedIQ4_XS : SuperTraits {
+    static constexpr size_t kBytes = 2176;
+    static constexpr int kShift = 7;
+    static constexpr bool kWide = true;
+    template <int S, int J>
+    static HETRUN_INLINE Vi code(const Lanes& p) {
+        const Vi v = p.word(128 + 64 * (4 * S + J % 4));
+        return table_bytes(kNonlinearCodes, (J < 4 ? v : v >> 4) & splat_int(kNibbles));
+    }
+    static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), Vf{}}; }
+    template <int S>
+    static HETRUN_INLINE Vf scale(const Lanes& p, const Head& h) {
+        const Vi low = p.word(64) >> 4 * S & splat_int(15), high = p.u8_pairs(32) >> (2 * (S % 4) + 16 * (S / 4)) & splat_int(3);
+        return h.d * to_floats((low | high << 4) - splat_int(32));
+    }
+};
+
+struct PackedTQ2_0 : SuperTraits {
+    static constexpr size_t kBytes = 1056;
+    static constexpr int kMin = 32, kTogether = 4;
+    static constexpr bool kZeroPoint = true;
+    static HETRUN_INLINE Head head(const Lanes& p) {
+        const Vf d = p.half(0);
+        return {d, -d};
+    }
+    static HETRUN_INLINE Vi zero(const Lanes&) { return splat_int(1); }
+    static constexpr int placed_shift(int s) { return s % 4 * 2; }
+    template <int S, int J>
+    static HETRUN_INLINE Vi placed(const Lanes& p) {
+        return p.word(32 + 64 * (8 * (S / 4) + J)) & splat_int(bytes_of(3 << placed_shift(S)));
+    }
+    template <int S, int J>
+    static HETRUN_INLINE Vi code(const Lanes& p) {
+        return p.word(32 + 64 * (8 * (S / 4) + J)) >> placed_shift(S) & splat_int(kTwoBits);
+    }
+    template <int S>
+    static HETRUN_INLINE Vf scale(const Lanes&, const Head& h) {
+        return h.d;
+    }
+    template <int S>
+    static HETRUN_INLINE Vf minimum(const Lanes&, const Head& h) {
+        return h.m;
     }
 };
 
@@ -274,7 +334,7 @@ struct PackedQ6_K : SuperTraits {
 struct PackedW2 : Traits {
     static constexpr size_t kBlock = 64, kBytes = 288;
     static constexpr int kMin = 32, kTogether = 2;
-    static constexpr bool kRowScales = true, kPlacedHalves = true;
+    static constexpr bool kRowScales = true, kZeroPoint = true, kPlacedHalves = true;
     static HETRUN_INLINE Head head(const Lanes& p) {
         const Vi pair = p.u8_pairs(0);  // 8 bits of the scale; its other 6 and the zero point, from bit 16 on
         const Vf scale = to_floats((pair & splat_int(0xff)) | (pair >> 8 & splat_int(0x3f00)));
