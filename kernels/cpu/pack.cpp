@@ -72,6 +72,36 @@ void arrange_q6_k(const uint8_t* block, uint8_t* out) {
     }
 }
 
+// Digits in base 3 of bytes that are fractions of 256, the n-th behind the point where power is 3^(n - 1).
+void base_3_digits(const Codes& bytes, uint8_t power, Codes& digits) {
+    const Codes x = bytes * power;
+    digits = -reinterpret_cast<Codes>(x >= 86) - reinterpret_cast<Codes>(x >= 171);
+}
+
+void arrange_tq1_0(const uint8_t* block, uint8_t* out) {
+    const auto* b = reinterpret_cast<const BlockTQ1_0*>(block);
+    Codes long_rows, short_rows{};
+    load_codes(b->qs, long_rows);
+    std::memcpy(&short_rows, b->qs + 32, 16);
+    std::memcpy(reinterpret_cast<uint8_t*>(&short_rows) + 16, b->qh, 4);
+    uint8_t codes[256];
+    uint8_t power = 1;
+    for (size_t n = 0; n < 5; ++n, power = static_cast<uint8_t>(3 * power)) {
+        Codes of_long, of_short;
+        base_3_digits(long_rows, power, of_long);
+        base_3_digits(short_rows, power, of_short);
+        std::memcpy(codes + 32 * n, &of_long, 32);
+        std::memcpy(codes + 160 + 16 * n, &of_short, 16);
+        if (n < 4) std::memcpy(codes + 240 + 4 * n, reinterpret_cast<const uint8_t*>(&of_short) + 16, 4);
+    }
+    for (int half = 0; half < 2; ++half) {
+        Codes code[4];
+        for (int q = 0; q < 4; ++q) load_codes(codes + 128 * half + 32 * q, code[q]);
+        const Codes bytes = code[0] | code[1] << 2 | code[2] << 4 | code[3] << 6;
+        std::memcpy(out + 32 * half, &bytes, 32);
+    }
+}
+
 // 64 codes of 2 bits: those of columns p, p + 16, p + 32 and p + 48 in byte p, from the lowest bits on.
 void store_quarters(const uint8_t* codes, uint8_t* out) {
     for (size_t p = 0; p < 16; ++p)
@@ -108,6 +138,7 @@ const Layout* layout_of(uint32_t type) {
     static const Layout q5_k{256, 176, {{0, 4, 2, 0}, {4, 12, 1, 0}, {16, 32, 4, 0}, {48, 128, 4, 0}}};
     static const Layout q6_k{256, 210, {{208, 2, 2, 0}, {192, 16, 1, 0}, {0, 192, 4, 0}}, -1, arrange_q6_k};
     static const Layout iq4_xs{256, 136, {{0, 2, 2, 0}, {2, 2, 2, 0}, {4, 4, 4, 0}, {8, 128, 4, 0}}};
+    static const Layout tq1_0{256, 54, {{52, 2, 2, 0}, {0, 64, 4, 0}}, -1, arrange_tq1_0};
     static const Layout tq2_0{256, 66, {{64, 2, 2, 0}, {0, 64, 4, 0}}};
     static const Layout mxfp4{32, 17, {{0, 1, 1, 0}, {1, 16, 4, 0}}};
     static const Layout w2{64, 18, {{16, 2, 2, 0}, {0, 16, 4, 0}}, -1, arrange_w2, kRowScaleBytes};
@@ -127,6 +158,7 @@ const Layout* layout_of(uint32_t type) {
         case TensorType::Q5_K: return &q5_k;
         case TensorType::Q6_K: return &q6_k;
         case TensorType::IQ4_XS: return &iq4_xs;
+        case TensorType::TQ1_0: return &tq1_0;
         case TensorType::TQ2_0: return &tq2_0;
         case TensorType::MXFP4: return &mxfp4;
         default: return nullptr;

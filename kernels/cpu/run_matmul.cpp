@@ -21,6 +21,15 @@ size_t tokens_at_once(size_t n_tokens, const PreparedLayout& layout) {
 // Rows lie so far apart that the hardware does not foresee them.
 constexpr size_t kEpilogueAhead = 8;
 
+bool has_packed(const Step& s) { return s.weight[0]->packed || (s.weight[1] && s.weight[1]->packed); }
+
+// Rows that are claimed together at least. `alone`: by few tokens.
+size_t claim_unit(const Step& s, bool alone) {
+    size_t unit = !alone ? kGroupRows : has_packed(s) ? kGroup : 4;
+    while (s.out->width / unit > Claims::kMostUnits) unit *= 2;
+    return unit;
+}
+
 void fetch_row(const float* from, size_t n) {
     for (size_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
 }
@@ -50,11 +59,10 @@ void Run::multiply(const WeightView& w, const Value& input, size_t first, size_t
 void Run::matmul(const Step& s, uint32_t thread) {
     const size_t n_tokens = rows(*s.out), threads = pool_.active(), group = group_rows(n_tokens);
     if (n_tokens == 0) return;
-    const bool alone = n_tokens <= kPrivateRows, packed = s.weight[0]->packed || (s.weight[1] && s.weight[1]->packed);
-    size_t unit = !alone ? kGroupRows : packed ? kGroup : 4;
-    while (s.out->width / unit > Claims::kMostUnits) unit *= 2;
+    const bool alone = n_tokens <= kPrivateRows;
+    const size_t unit = claim_unit(s, alone);
     // Rows are claimed by the group, or by as many as tokens stay in the cache for.
-    const size_t block = alone || !packed ? n_tokens : tokens_at_once(n_tokens, s.in[0]->prepared);
+    const size_t block = alone || !has_packed(s) ? n_tokens : tokens_at_once(n_tokens, s.in[0]->prepared);
     const size_t claimed = block < n_tokens ? kCachedGroups * group : group;
     const auto units_of = [&](Range r) { return (r.end - r.begin + unit - 1) / unit; };
     const uint32_t turn = turns_ + static_cast<uint32_t>(&s - p_.steps_.data());
@@ -130,14 +138,14 @@ void Run::look_ahead(const Step& s, uint32_t thread) {
     Ahead& ahead = p_.ahead_[thread];
     ahead.clear();
     if (s.next_matmul == nullptr) return;
-    const Range r = share(s.next_matmul->out->width, thread, kGroup);
-    const size_t n_groups = (r.end - r.begin + kGroup - 1) / kGroup;
+    const Range r = share(s.next_matmul->out->width, thread, claim_unit(*s.next_matmul, true));
     const bool pair = s.next_matmul->weight[1] != nullptr;
+    const size_t n_rows = pair ? std::min(r.end - r.begin, kGroupRowsFew) : r.end - r.begin;
+    if (n_rows == 0) return;
     for (int i = 0; i < 2 && s.next_matmul->weight[i]; ++i) {
         const WeightView& w = *s.next_matmul->weight[i];
-        if (w.packed == nullptr || n_groups == 0) continue;
-        const uint8_t* from = w.packed + r.begin / kGroup * w.group_bytes;
-        const size_t nbytes = w.group_bytes * (pair ? std::min(n_groups, kGroupRowsFew / kGroup) : n_groups);
+        const uint8_t* from = w.packed ? w.packed + r.begin / kGroup * w.group_bytes : w.row(r.begin);
+        const size_t nbytes = w.packed ? (n_rows + kGroup - 1) / kGroup * w.group_bytes : n_rows * w.row_bytes;
         ahead.add(from, std::min(nbytes, kAheadBytes));
         for (size_t at = 0; at < kFetchAheadBytes; at += 64) __builtin_prefetch(from + at);
     }

@@ -231,6 +231,8 @@ struct PackedTQ2_0 : SuperTraits {
     }
 };
 
+using PackedTQ1_0 = PackedTQ2_0;  // pack.h says why
+
 // Scales of 16 codes in pairs: both of a sub-block of 32 in a lane, 16 bits each.
 template <class C>
 struct ScalePairs : SuperTraits {

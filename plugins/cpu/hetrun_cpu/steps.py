@@ -56,8 +56,8 @@ DEQUANTISED_TYPES = frozenset(
 """Types that no kernel reads: the gguf package dequantises them when a segment is loaded."""
 
 
-EXPANDED_TYPES = frozenset({"W2S24"})
-"""Types whose packed form is that of the same weights without pruning (kernels/cpu/pack.h)."""
+EXPANDED_TYPES = {"W2S24": "W2", "TQ1_0": "TQ2_0"}
+"""Types whose packed form is that of another one, which takes more bytes (kernels/cpu/pack.h)."""
 
 
 def as_stored(weight: Weight) -> Weight:
@@ -65,7 +65,7 @@ def as_stored(weight: Weight) -> Weight:
     if weight.type.name in DEQUANTISED_TYPES:
         return Weight(weight.name, ALL_TYPES["F16"], weight.shape)
     if weight.type.name in EXPANDED_TYPES:
-        return Weight(weight.name, ALL_TYPES["W2"], weight.shape)
+        return Weight(weight.name, ALL_TYPES[EXPANDED_TYPES[weight.type.name]], weight.shape)
     return weight
 
 
