@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/peer.py              about ten minutes, after the first run has built the peer
     .venv/bin/python benchmarks/peer.py --quick      two minutes
     .venv/bin/python benchmarks/peer.py --write      also docs/performance.md
+    .venv/bin/python benchmarks/peer.py --other-types --quick --write     the same of the types that those files lack
 
 Run it with the Python that has hetrun, on a machine with nothing else running. The first run makes an environment with
 llama-cpp-python, built natively from the package index (it needs g++, cmake comes with pip), and the models, in
@@ -29,7 +30,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import performance_page
-from make_model import FILE_TYPES, write_model
+from make_model import FILE_TYPES, FLOAT_TYPES, write_model
 
 from hetrun.errors import HetrunError
 from hetrun.model.catalog import Catalog
@@ -38,8 +39,11 @@ from hetrun.model.gguf_file import ModelFile
 HERE = Path(__file__).resolve().parent
 PEER = "llama-cpp-python==0.3.36"
 SMOLLM2 = "SmolLM2-135M_Q4_1"
-FILES = (SMOLLM2, *FILE_TYPES)
-DEFAULT_FILES = FILES
+DEFAULT_FILES = (SMOLLM2, *FILE_TYPES)
+# Types that these lack, each in a file of a few layers: by make_model.py, or from its F16 by llama.cpp's quantiser.
+QUANTISED_TYPES = ("Q4_1", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0")
+OTHER_FILES = (*FLOAT_TYPES, *QUANTISED_TYPES)
+FILES = (*DEFAULT_FILES, *OTHER_FILES)
 READ_MEGABYTES = 768  # beyond the caches of every core we know
 REST_S = 0.1  # between two measurements, so that the threads of the one before have parked
 QUIET_WAIT_S = 3.0  # longest wait for others to leave the processor alone
@@ -158,18 +162,25 @@ def known_file(name: str) -> str:
     return name
 
 
-def model_path(name: str, cache: Path) -> Path:
+def model_path(name: str, cache: Path, peer: Path) -> Path:
     """A file by its name in FILES, made or pulled where it is missing; or the path of any other."""
     if name == SMOLLM2:
         return Catalog.load().pull("smollm2-135m")
-    if name not in FILE_TYPES:
-        if not (path := Path(name)).is_file():
-            raise SystemExit(f"error: {name} is no file, and none of {', '.join(FILES)}")
+    if name not in FILES:
+        return Path(name)
+    path = cache / f"{'four-layers' if name in OTHER_FILES else 'tinyllama-shaped'}-{name}.gguf"
+    if path.exists():
         return path
-    path = cache / f"tinyllama-shaped-{name}.gguf"
-    if not path.exists():
-        say(f"making {path}")
+    say(f"making {path}")
+    if name in FILE_TYPES:
         write_model(path, name)
+    elif name in FLOAT_TYPES:
+        write_model(path, name, n_layers=4)
+    else:
+        partial = path.with_suffix(".partial")
+        source = model_path("F16", cache, peer)
+        subprocess.run([peer, HERE / "accuracy/llama_cpp_quantise.py", source, partial, name], check=True)
+        partial.rename(path)
     return path
 
 
@@ -272,6 +283,7 @@ def record(row: Row) -> dict[str, object]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=known_file, metavar="FILE", help=f"{', '.join(FILES)}, or GGUF files")
+    parser.add_argument("--other-types", action="store_true", help=f"of {', '.join(OTHER_FILES)}: four layers each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5, help="of each test, alternated")
     parser.add_argument("--prefill", type=int, nargs="*", default=[256, 512], metavar="N")
@@ -285,7 +297,9 @@ def parse() -> argparse.Namespace:
         args.repetitions, args.prefill, args.decode = 3, [256], [64]
     if args.threads < 1 or args.repetitions < 1 or not args.prefill + args.decode:
         parser.error("at least one thread, repetition and test")
-    args.files = args.files or list(DEFAULT_FILES)
+    if args.other_types and args.files:
+        parser.error("--other-types, or files by name")
+    args.files = args.files or list(OTHER_FILES if args.other_types else DEFAULT_FILES)
     return args
 
 
@@ -294,7 +308,7 @@ def main() -> None:
     cache = Path(os.environ.get("HETRUN_BENCH_CACHE", "~/.cache/hetrun/benchmarks")).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     peer = args.peer_python or peer_python(cache)
-    paths = {name: model_path(name, cache) for name in args.files}
+    paths = {name: model_path(name, cache, peer) for name in args.files}
     rows: list[Row] = []
     machine = performance_page.machine(args.threads, PEER)
     with Worker([read_benchmark(cache), str(args.threads), str(READ_MEGABYTES)], greeting=False) as read:
@@ -307,7 +321,8 @@ def main() -> None:
         print(performance_page.table(rows))
     if args.write:
         page = HERE.parent / "docs/performance.md"
-        page.write_text(performance_page.page(page.read_text() if page.exists() else "", rows, machine))
+        old = page.read_text() if page.exists() else ""
+        page.write_text(performance_page.page(old, rows, machine, "other types" if args.other_types else "figures"))
         say(f"wrote {page}")
 
 

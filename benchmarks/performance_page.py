@@ -29,7 +29,6 @@ BANDWIDTH_TARGET = 0.85  # of the measured read rate, decode of the TinyLlama-sh
 # Beyond this share of the processor in other hands, no verdict: threads that wait for each other suffer most.
 DISTURBED = 0.05
 
-BEGIN, END = "<!-- figures: written by benchmarks/peer.py -->", "<!-- end of figures -->"
 HEADERS = (
     "file", "test", "hetrun", "llama.cpp", "ratio", "min", "max", "target", "read rate, GB/s", "used of it",
     "ratio at it", "others",
@@ -92,10 +91,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(text)
 
 
-def page(old: str, rows: Sequence[Row], machine: dict[str, object]) -> str:
-    """The page with its figures replaced; text around them is kept. A page without the marks gets them at its end."""
-    before, mark, rest = old.partition(BEGIN)
-    after = rest.partition(END)[2] if mark else ""
+def page(old: str, rows: Sequence[Row], machine: dict[str, object], part: str) -> str:
+    """The page with that part replaced; text around it is kept. A page without the marks gets them at its end."""
+    begin, end = f"<!-- {part}: written by benchmarks/peer.py -->", f"<!-- end of {part} -->"
+    before, mark, rest = old.partition(begin)
+    after = rest.partition(end)[2] if mark else ""
     if not mark:
         before = before.rstrip("\n") + "\n\n" if before else "# Performance\n\n"
     facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items())
@@ -104,4 +104,4 @@ def page(old: str, rows: Sequence[Row], machine: dict[str, object]) -> str:
         f"Machine and versions: {facts}.\nMedians of {repetitions} alternated repetitions, tokens/s; ratio is"
         f" the median of the repetitions' own ratios, with the lowest and the highest.\n\n{table(rows)}"
     )
-    return f"{before}{BEGIN}\n\n{figures}\n\n{END}{after or chr(10)}"
+    return f"{before}{begin}\n\n{figures}\n\n{end}{after or chr(10)}"

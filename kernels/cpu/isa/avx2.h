@@ -91,7 +91,7 @@ inline Vi table_bytes(const void* table, Vi indices) {
     const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return (Vi)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(own), (__m256i)indices);
 }
-constexpr bool kWideDot = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
+constexpr bool kWideDot = false, kWideFolds = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
 constexpr int kTileVectors = 2, kTilePanelTokens = 4, kKeptTokens = 0;
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
@@ -100,6 +100,38 @@ inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
 inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
     return dot_unsigned(acc, (Vi)_mm256_abs_epi8((__m256i)codes), (Vi)_mm256_sign_epi8((__m256i)activations, (__m256i)codes));
 }
+
+#define HETRUN_NARROW_DOTS 1
+// In 16 bits as long as products fit: two are added at once. Codes of 8 bits are taken as signed.
+template <int Bits, int N>
+struct Dots {
+    static constexpr int kFit = ((1 << 15) - 1) / (2 * ((1 << Bits) - 1) * 127);
+    Vi sum;
+    __m256i pairs;
+    int n;
+    __attribute__((always_inline)) void begin(Vi start) {
+        sum = start;
+        pairs = _mm256_setzero_si256();
+        n = 0;
+    }
+    // Each sum is kept from the compiler: integers may be added in any order, and it would make all products first, and spill them.
+    __attribute__((always_inline)) void add(Vi codes, Vi activations) {
+        if constexpr (kFit == 0) {
+            sum = dot_signed(sum, codes ^ (Vi{} + static_cast<int32_t>(0x80808080)), activations);
+            asm("" : "+x"(sum));
+        } else {
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)codes, (__m256i)activations));
+            asm("" : "+x"(pairs));
+            if (++n % kFit != 0 || n == N) return;
+            sum = widened();
+            pairs = _mm256_setzero_si256();
+        }
+    }
+    __attribute__((always_inline)) Vi total() const { return kFit == 0 ? sum : widened(); }
+
+private:
+    __attribute__((always_inline)) Vi widened() const { return sum + (Vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+};
 
 inline Vi dot_pairs(Vi a, Vi b) { return (Vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }  // of 16 bits
 

@@ -85,7 +85,7 @@ inline Vi table_bytes(const void* table, Vi indices) {
     const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return (Vi)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(own), (__m512i)indices);
 }
-constexpr bool kWideDot = true;  // codes of 8 bits are as good as any
+constexpr bool kWideDot = true, kWideFolds = true;  // codes of 8 bits are as good as any
 constexpr int kTileVectors = 2;
 #ifndef HETRUN_TILES
 constexpr int kTilePanelTokens = 8, kKeptTokens = 4;

@@ -38,8 +38,8 @@ struct TileSums<V, T, true> {
 // V vectors of rows by T tokens, n_steps blocks of 32. `first`: out holds nothing yet.
 template <class C, int V, int T>
 void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool first, float* out) {
-    using Fold = FoldOf<C::kFold, C>;
-    constexpr bool kHalves = C::kScales16 && !C::kFold;
+    using Fold = FoldOf<kFolds<C>, C>;
+    constexpr bool kHalves = C::kScales16 && !kFolds<C>;
     const auto each = [](auto f) HETRUN_INLINE_LAMBDA {
         unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA { unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA { f(v, t); }); });
     };
@@ -55,11 +55,11 @@ void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool firs
             if (b % kSpan == 0) each([&](auto v, auto t) HETRUN_INLINE_LAMBDA { sums.store(v, t, Vf{}); });
         }
         sums.hold();
-        Dots<Fold::kWide, C::kFold> c[V][T];
+        Dots<Fold::kBits, kHalves ? 4 : 8> c[V][T];
         Vf half[V][T];
         unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
             constexpr int I = decltype(t)::value;
-            const Vi start = dot_start<Fold::kWide, Fold::kShift>(kHalves ? a->neg16[0] + I : a->neg32 + I);
+            const Vi start = dot_start<Fold::kBits, Fold::kShift>(kHalves ? a->neg16[0] + I : a->neg32 + I);
             unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA { c[decltype(v)::value][I].begin(start); });
         });
         unrolled<8>([&](auto j) HETRUN_INLINE_LAMBDA {
@@ -68,7 +68,7 @@ void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool firs
                 // Products with scales are exact in floats, their sum too: below 2^24.
                 unrolled<T>([&](auto t) HETRUN_INLINE_LAMBDA {
                     constexpr int I = decltype(t)::value;
-                    const Vi start = dot_start<Fold::kWide, Fold::kShift>(a->neg16[1] + I);
+                    const Vi start = dot_start<Fold::kBits, Fold::kShift>(a->neg16[1] + I);
                     unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
                         constexpr int K = decltype(v)::value;
                         half[K][I] = to_floats(c[K][I].total()) * load_floats(w->scale16[0] + K * kLanes);
@@ -120,7 +120,7 @@ void gemm_tile(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool firs
 template <class C, int T>
 HETRUN_INLINE void gemm_rows(const Panel<C>* w, const PanelBlock* a, size_t n_steps, bool first, size_t n_vectors, float* out) {
     // Sums of halves want the registers of a second tile.
-    constexpr size_t kVectors = C::kScales16 && !C::kFold && !kKeepsSums<C> ? 1 : kTileVectors;
+    constexpr size_t kVectors = C::kScales16 && !kFolds<C> && !kKeepsSums<C> ? 1 : kTileVectors;
     const auto shifted = [&](size_t v) {
         return reinterpret_cast<const Panel<C>*>(reinterpret_cast<const uint8_t*>(w) + v * sizeof(Vi));
     };

@@ -110,12 +110,12 @@ HETRUN_INLINE Vf gemv_block(const Lanes& p, const RowSums& row, size_t b, bool f
                     if constexpr (C::kPairs) {
                         sums[H][Q] = Vi{};
                     } else if constexpr (C::kScales16) {
-                        sums[H][Q] = dot_start<C::kWide, C::kShift, kPlaced>(row.neg16 + 2 * (block + Q) + H);
+                        sums[H][Q] = dot_start<C::kBits, C::kShift, kPlaced>(row.neg16 + 2 * (block + Q) + H);
                     } else {
-                        sums[H][Q] = H == 0 ? dot_start<C::kWide, C::kShift, kPlaced>(row.neg32 + block + Q) : Vi{};
+                        sums[H][Q] = H == 0 ? dot_start<C::kBits, C::kShift, kPlaced>(row.neg32 + block + Q) : Vi{};
                     }
                 }
-                sums[H][Q] = dot<C::kWide>(sums[H][Q], placed_code<C, S, J>(p), splat_word(row.codes + 32 * (block + Q) + 4 * J));
+                sums[H][Q] = dot<C::kBits>(sums[H][Q], placed_code<C, S, J>(p), splat_word(row.codes + 32 * (block + Q) + 4 * J));
             });
         });
         unrolled<N>([&](auto q) HETRUN_INLINE_LAMBDA {

@@ -11,11 +11,11 @@ HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const R
     // What is loaded here stays here: loads of all steps at once would fill the registers several times over.
     asm volatile("" ::: "memory");
     const uint8_t* a = row.codes + 32 * b;
-    Dots<C::kWide> low[V], high[V];
+    Dots<C::kBits, C::kScales16 ? 4 : 8> low[V], high[V];
     unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
         constexpr int K = decltype(v)::value;
-        low[K].begin(dot_start<C::kWide, C::kShift>(C::kScales16 ? row.neg16 + 2 * b : row.neg32 + b));
-        if constexpr (C::kScales16) high[K].begin(dot_start<C::kWide, C::kShift>(row.neg16 + 2 * b + 1));
+        low[K].begin(dot_start<C::kBits, C::kShift>(C::kScales16 ? row.neg16 + 2 * b : row.neg32 + b));
+        if constexpr (C::kScales16) high[K].begin(dot_start<C::kBits, C::kShift>(row.neg16 + 2 * b + 1));
     });
     unrolled<4>([&](auto j) HETRUN_INLINE_LAMBDA {
         constexpr int J = decltype(j)::value;

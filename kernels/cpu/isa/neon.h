@@ -54,6 +54,7 @@ inline Vi table_bytes(const void* table, Vi indices) {
 #endif
 }
 #define HETRUN_NARROW_GEMV 1
+constexpr bool kWideFolds = true;
 #ifdef __aarch64__
 constexpr int kGemvVectors = 4;  // of 16 rows, read together: whole cache lines
 constexpr int kTileVectors = 4, kTilePanelTokens = 4, kKeptTokens = 0;
@@ -89,9 +90,8 @@ inline Vi dot_signed(Vi acc, Vi codes, Vi activations) {
     return acc + row_totals(vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(a))), vpaddlq_s16(vmull_s8(vget_high_s8(w), vget_high_s8(a))));
 }
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) { return dot_signed(acc, codes, activations); }
-// The lower two rows of a vector, then the upper two. Of codes below 64, 4 products of 6 bits or 8 of 5 fit 16 bits.
-template <bool Wide, bool Long = false>
-struct Dots {
+// The lower two rows of a vector, then the upper two: N products in 16 bits.
+struct ShortDots {
     int16x8_t low, high;
     Vi start;
     void begin(Vi from) {
@@ -105,7 +105,7 @@ struct Dots {
     }
     Vi total() const { return start + row_totals(vpaddlq_s16(low), vpaddlq_s16(high)); }
 };
-// Of codes of 8 bits, taken as signed where they are `Flipped`: two products fit 16 bits.
+// In 32 bits. Codes of 8 bits are taken as signed, where they are `Flipped`: two products fit 16 bits.
 template <bool Flipped>
 struct LongDots {
     int32x4_t low, high;
@@ -121,10 +121,8 @@ struct LongDots {
     }
     Vi total() const { return start + row_totals(low, high); }
 };
-template <bool Long>
-struct Dots<true, Long> : LongDots<true> {};
-template <>
-struct Dots<false, true> : LongDots<false> {};
+template <int Bits, int N>
+struct Dots : std::conditional_t<N * ((1 << Bits) - 1) * 127 < 1 << 15, ShortDots, LongDots<Bits == 8>> {};
 #endif
 
 constexpr int kTileRows = 4, kTileTokens = 2;

@@ -32,15 +32,15 @@ struct Head {
     Vf d, m;
 };
 
-// kShift: log2 of the offset of the codes, 0 for none.   kMin: minima meet sums of 32 or 16 activations.   kHalfSum: of Q8_1.
-// kScales16: integer scales of 16 codes.   kFold: they are multiplied into the panel's codes.   kWide: codes of 8 bits.
+// kBits: of a code.   kShift: log2 of the codes' offset, 0 for none.   kMin: minima meet sums of 32 or 16 activations.   kHalfSum: of Q8_1.
+// kScales16: integer scales of 16 codes.   kFold: they are multiplied into the panel's codes, then of kPanelBits.
 // kPairs: scales and sums of 16 codes fit 16 bits.   kTogether: sub-blocks of 32 whose codes share words.
 // placed<S, J> is code<S, J> times 2^placed_shift(S), at most 8 bits of each byte; kPlacedHalves: by S and J / 4.
 // kRowScales: the scales of the 16 rows stand behind the blocks of a group.   kZeroPoint: the minimum takes it back.
 struct Traits {
     static constexpr size_t kBlock = 32;
     static constexpr int kShift = 0, kMin = 0, kTogether = 1;
-    static constexpr bool kHalfSum = false, kScales16 = false, kFold = false, kWide = false, kPairs = false;
+    static constexpr bool kHalfSum = false, kScales16 = false, kFold = false, kPairs = false;
     static constexpr bool kRowScales = false, kZeroPoint = false, kPlacedHalves = false;
 };
 struct SuperTraits : Traits {
@@ -51,6 +51,7 @@ constexpr bool kLateScale = C::kScales16 && C::kMin == 0;
 
 template <size_t Words>
 struct Nibbles32 : Traits {  // codes at Words, the first half of the 32 in the low nibbles
+    static constexpr int kBits = 4;
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         const Vi v = p.word(Words + 64 * (J % 4));
@@ -74,7 +75,7 @@ constexpr uint8_t kNonlinearCodes[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 1
 struct PackedIQ4_NL : Nibbles32<32> {
     static constexpr size_t kBytes = 288;
     static constexpr int kShift = 7;
-    static constexpr bool kWide = true;
+    static constexpr int kBits = 8;
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return table_bytes(kNonlinearCodes, Nibbles32<32>::template code<S, J>(p));
@@ -85,7 +86,7 @@ constexpr uint8_t kE2m1Codes[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 
 
 struct PackedMXFP4 : Nibbles32<16> {
     static constexpr size_t kBytes = 272;
-    static constexpr int kShift = 4;
+    static constexpr int kBits = 5, kShift = 4;
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return table_bytes(kE2m1Codes, Nibbles32<16>::template code<S, J>(p));
@@ -109,6 +110,7 @@ struct PackedQ4_1 : Nibbles32<64> {
 
 template <size_t High>
 struct FiveBits32 : Nibbles32<High + 64> {
+    static constexpr int kBits = 5;
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return Nibbles32<High + 64>::template code<S, J>(p) | (p.word(High) >> J & splat_int(kOneBit)) << 4;
@@ -134,7 +136,7 @@ struct PackedQ5_1 : FiveBits32<64> {
 struct PackedQ8_0 : Traits {
     static constexpr size_t kBytes = 544;
     static constexpr int kShift = 7;
-    static constexpr bool kWide = true;
+    static constexpr int kBits = 8;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), Vf{}}; }
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
@@ -163,7 +165,7 @@ struct SixBitScales : SuperTraits {  // 8 scales and 8 minima of 6 bits at 64
 
 struct PackedQ4_K : SixBitScales {
     static constexpr size_t kBytes = 2304;
-    static constexpr int kTogether = 2;
+    static constexpr int kBits = 4, kTogether = 2;
     static constexpr int placed_shift(int s) { return s % 2 * 4; }
     template <int S, int J>
     static HETRUN_INLINE Vi placed(const Lanes& p) {
@@ -178,6 +180,7 @@ struct PackedQ4_K : SixBitScales {
 
 struct PackedQ5_K : SixBitScales {
     static constexpr size_t kBytes = 2816;
+    static constexpr int kBits = 5;
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         const Vi v = p.word(768 + 64 * (8 * (S / 2) + J));
@@ -189,7 +192,7 @@ struct PackedQ5_K : SixBitScales {
 struct PackedIQ4_XS : SuperTraits {
     static constexpr size_t kBytes = 2176;
     static constexpr int kShift = 7;
-    static constexpr bool kWide = true;
+    static constexpr int kBits = 8;
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         const Vi v = p.word(128 + 64 * (4 * S + J % 4));
@@ -205,7 +208,7 @@ struct PackedIQ4_XS : SuperTraits {
 
 struct PackedTQ2_0 : SuperTraits {
     static constexpr size_t kBytes = 1056;
-    static constexpr int kMin = 32, kTogether = 4;
+    static constexpr int kBits = 2, kMin = 32, kTogether = 4;
     static constexpr bool kZeroPoint = true;
     static HETRUN_INLINE Head head(const Lanes& p) {
         const Vf d = p.half(0);
@@ -246,7 +249,7 @@ struct ScalePairs : SuperTraits {
 
 struct PackedQ2_K : ScalePairs<PackedQ2_K> {
     static constexpr size_t kBytes = 1344;
-    static constexpr int kMin = 16, kTogether = 4;
+    static constexpr int kBits = 2, kMin = 16, kTogether = 4;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), -p.half(32)}; }
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
@@ -268,12 +271,13 @@ struct PackedQ2_K : ScalePairs<PackedQ2_K> {
     }
     // Products of codes and scales are at most 45.
     static constexpr int kPanelShift = 0;
-    static constexpr bool kPanelWide = false, kPanelNegative = false;
+    static constexpr int kPanelBits = 6;
+    static constexpr bool kPanelNegative = false;
 };
 
 struct PackedQ3_K : ScalePairs<PackedQ3_K> {
     static constexpr size_t kBytes = 1760;
-    static constexpr int kShift = 2, kTogether = 8;
+    static constexpr int kBits = 3, kShift = 2, kTogether = 8;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), Vf{}}; }
     template <int J>
     static HETRUN_INLINE Vi word(const Lanes& p, int i) {
@@ -300,12 +304,13 @@ struct PackedQ3_K : ScalePairs<PackedQ3_K> {
     }
     // -scale * (code - 4) lies in [-128, 124], the positive product would reach 128.
     static constexpr int kPanelShift = 7;
-    static constexpr bool kPanelWide = true, kPanelNegative = true;
+    static constexpr int kPanelBits = 8;
+    static constexpr bool kPanelNegative = true;
 };
 
 struct PackedQ6_K : SuperTraits {
     static constexpr size_t kBytes = 3360;
-    static constexpr int kShift = 5, kTogether = 4;
+    static constexpr int kBits = 6, kShift = 5, kTogether = 4;
     static constexpr bool kScales16 = true;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), Vf{}}; }
     template <int S, int J>
@@ -335,7 +340,7 @@ struct PackedQ6_K : SuperTraits {
 // their own in each word.
 struct PackedW2 : Traits {
     static constexpr size_t kBlock = 64, kBytes = 288;
-    static constexpr int kMin = 32, kTogether = 2;
+    static constexpr int kBits = 2, kMin = 32, kTogether = 2;
     static constexpr bool kRowScales = true, kZeroPoint = true, kPlacedHalves = true;
     static HETRUN_INLINE Head head(const Lanes& p) {
         const Vi pair = p.u8_pairs(0);  // 8 bits of the scale; its other 6 and the zero point, from bit 16 on
@@ -381,18 +386,18 @@ HETRUN_INLINE RowSums row_sums(const GemvArgs& g) {
 }
 
 // acc + codes * activations, four of each a lane, of codes that had 2^shift added. `negated`: of the activations' sum.
-template <bool Wide>
+template <int Bits>
 HETRUN_INLINE Vi dot(Vi acc, Vi codes, Vi activations) {
-    if constexpr (Wide && !kWideDot) {
+    if constexpr (Bits == 8 && !kWideDot) {
         return dot_signed(acc, codes ^ splat_int(static_cast<int32_t>(0x80808080)), activations);
     } else {
         return dot_unsigned(acc, codes, activations);
     }
 }
 // Shift: of the codes' offset.   Placed: of the codes in their bytes.
-template <bool Wide, int Shift, int Placed = 0>
+template <int Bits, int Shift, int Placed = 0>
 HETRUN_INLINE Vi dot_start(const int32_t* negated) {
-    if constexpr (Shift == 0 || (Wide && !kWideDot)) {
+    if constexpr (Shift == 0 || (Bits == 8 && !kWideDot)) {
         return Vi{};
     } else {
         return splat_int(*negated) << (Shift + Placed);

@@ -28,15 +28,22 @@ constexpr size_t kPlanes = 1;
 template <class C>
 using Panel = PanelWeights<kPlanes<C>>;
 
+// Where codes of 8 bits take longer, no fold makes them.
+template <class C>
+constexpr bool kFolds = [] {
+    if constexpr (C::kFold) return kWideFolds || C::kPanelBits < 8;
+    return false;
+}();
+
 template <bool Wanted, class C>
 struct FoldOf {
     static constexpr int kShift = C::kShift;
-    static constexpr bool kWide = C::kWide;
+    static constexpr int kBits = C::kBits;
 };
 template <class C>
 struct FoldOf<true, C> {
     static constexpr int kShift = C::kPanelShift;
-    static constexpr bool kWide = C::kPanelWide;
+    static constexpr int kBits = C::kPanelBits;
 };
 
 typedef uint16_t Vw __attribute__((vector_size(sizeof(Vi))));
@@ -77,16 +84,16 @@ HETRUN_INLINE void decode_step(const Lanes& p, const Head& head, Panel<C>& to, s
         if constexpr (kPlanes<C> == 2) {
             store_planes<C>(codes, C::template scale16<S, J / 4>(p), to, J, row);
         } else {
-            if constexpr (C::kFold) codes = folded<C>(codes, C::template scale16<S, J / 4>(p));
+            if constexpr (kFolds<C>) codes = folded<C>(codes, C::template scale16<S, J / 4>(p));
 #ifdef HETRUN_TILES
-            constexpr int kShift = FoldOf<C::kFold, C>::kShift;
+            constexpr int kShift = FoldOf<kFolds<C>, C>::kShift;
             if constexpr (kShift != 0) codes = reinterpret_cast<Vi>(reinterpret_cast<Vb>(codes) - static_cast<uint8_t>(1 << kShift));
 #endif
             store_ints(to.codes[0][J] + row, codes);
         }
     });
     if constexpr (C::kScales16) {
-        if constexpr (C::kFold) {
+        if constexpr (kFolds<C>) {
             store_floats(to.scale + row, C::kPanelNegative ? -head.d : head.d);
         } else if constexpr (kPlanes<C> == 2) {
             store_floats(to.scale + row, head.d);

@@ -51,7 +51,8 @@ class CpuDriver:
     """One device, "cpu:0".
 
     Settings: threads (up to 4 a hardware thread; default: the physical cores at hand), isa ("generic", "avx2",
-    "avx512", "avx512_bf16", "amx", "neon", "dotprod", "i8mm"; default: HETRUN_CPU_ISA in the environment, else the best here).
+    "avx512", "avx512_bf16", "amx", "neon", "dotprod", "i8mm"; default: HETRUN_CPU_ISA in the environment, else the
+    best here).
 
     Results depend on the instruction set, but not on the number of threads, and a prefill of n tokens gives the bits of
     n single steps: a row's order of operations follows from its shape alone.
