@@ -92,6 +92,10 @@ inline Vi table_bytes(const void* table, Vi indices) {
     return (Vi)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(own), (__m256i)indices);
 }
 constexpr bool kWideDot = false, kWideFolds = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
+#define HETRUN_NARROW_GEMV 1
+constexpr int kGemvVectors = 2;
+template <class C>
+constexpr size_t kAheadBytes = C::kBlock == 256 ? 1024 : 2048;  // for which memory is asked before it is used
 constexpr int kTileVectors = 2, kTilePanelTokens = 4, kKeptTokens = 0;
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
@@ -133,6 +137,7 @@ private:
     __attribute__((always_inline)) Vi widened() const { return sum + (Vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 };
 
+#define HETRUN_DOT_PAIRS 1
 inline Vi dot_pairs(Vi a, Vi b) { return (Vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }  // of 16 bits
 
 constexpr int kTileRows = 4, kTileTokens = 2;

@@ -29,7 +29,7 @@ constexpr int kFarLevel = C::kBlock == 256 ? 3 : 0;  // of __builtin_prefetch: 0
 
 template <class C, int S, int J>
 HETRUN_INLINE Vi placed_code(const Lanes& p) {
-    if constexpr (C::kTogether > 1 && kWideDot) {
+    if constexpr (C::kTogether > 1) {
         return C::template placed<S, J>(p);
     } else {
         return C::template code<S, J>(p);
@@ -38,7 +38,7 @@ HETRUN_INLINE Vi placed_code(const Lanes& p) {
 
 template <class C>
 constexpr int placed_by(int s) {
-    if constexpr (C::kTogether > 1 && kWideDot) {
+    if constexpr (C::kTogether > 1) {
         return C::placed_shift(s);
     } else {
         return 0 * s;
@@ -61,7 +61,7 @@ HETRUN_INLINE Vf gemv_add(const Lanes& p, const Head& head, const RowSums& row, 
         acc = fmadd(to_floats(sum), kLateScale<C> ? a_scale : head.d * a_scale, acc);
     } else {
         Vi sum;
-        if constexpr (C::kPlacedHalves && kWideDot) {
+        if constexpr (C::kPlacedHalves) {
             sum = (low >> C::placed_shift(S)) + (high >> C::placed_shift(S, 1));
         } else {
             sum = (low + high) >> kPlaced;
@@ -79,7 +79,7 @@ HETRUN_INLINE Vf gemv_add(const Lanes& p, const Head& head, const RowSums& row, 
 // A packed block: N sub-blocks at a time, so that the words that they share are loaded once.
 template <class C>
 HETRUN_INLINE Vf gemv_block(const Lanes& p, const RowSums& row, size_t b, bool fetch, Vf acc) {
-    constexpr int N = kWideDot ? C::kTogether : 1;
+    constexpr int N = C::kTogether;
     constexpr size_t kSteps = C::kBlock / 32, kLines = (C::kBytes + 63) / 64;
     constexpr size_t kGroupSlots = 8 + N, kSlots = kGroupSlots * kSteps / N;  // dot products of four columns, additions
     const Head head = C::head(p);

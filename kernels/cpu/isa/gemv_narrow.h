@@ -1,13 +1,32 @@
 // One token with whole rows of packed weights, for vectors of a few lanes: several of them pass together, so that whole cache
-// lines are read and activations are spread over the lanes once for all.
+// lines are read and activations are spread over the lanes once for all. Requests for memory are spread as in gemv.h.
 #pragma once
 
 namespace hetrun::cpu {
 namespace {
 
+// Share I of N of the requests for memory that a block makes.
+template <class C, size_t I, size_t N>
+HETRUN_INLINE void fetch_share(const uint8_t* block, bool fetch) {
+    constexpr size_t kLines = (C::kBytes + 63) / 64;
+    if (!fetch) return;
+#pragma GCC unroll 64
+    for (size_t i = kLines * I / N; i < kLines * (I + 1) / N; ++i) __builtin_prefetch(block + kAheadBytes<C> + 64 * i);
+}
+
+// The sums of two halves, each by its scale.
+template <class C, int S>
+HETRUN_INLINE Vi scaled(Vi low, Vi high, const Lanes& p) {
+#ifdef HETRUN_DOT_PAIRS
+    if constexpr (C::kPairs) return dot_pairs((low & splat_int(0xffff)) | high << 16, C::template pairs<S>(p));
+#endif
+    return low * C::template scale16<S, 0>(p) + high * C::template scale16<S, 1>(p);
+}
+
 // V vectors of rows with 32 columns.
 template <class C, int S, int V>
-HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const RowSums& row, size_t b, Vf (&acc)[V]) {
+HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const RowSums& row, size_t b, bool fetch,
+                             Vf (&acc)[V]) {
     // What is loaded here stays here: loads of all steps at once would fill the registers several times over.
     asm volatile("" ::: "memory");
     const uint8_t* a = row.codes + 32 * b;
@@ -19,6 +38,7 @@ HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const R
     });
     unrolled<4>([&](auto j) HETRUN_INLINE_LAMBDA {
         constexpr int J = decltype(j)::value;
+        fetch_share<C, 4 * S + J, 4 * C::kBlock / 32>(p[0].block, fetch);
         const Vi first = splat_word(a + 4 * J), second = splat_word(a + 4 * (J + 4));
         unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
             constexpr int K = decltype(v)::value;
@@ -30,7 +50,7 @@ HETRUN_INLINE void gemv_step(const Lanes (&p)[V], const Head (&head)[V], const R
     unrolled<V>([&](auto v) HETRUN_INLINE_LAMBDA {
         constexpr int K = decltype(v)::value;
         if constexpr (C::kScales16) {
-            const Vi sum = low[K].total() * C::template scale16<S, 0>(p[K]) + high[K].total() * C::template scale16<S, 1>(p[K]);
+            const Vi sum = scaled<C, S>(low[K].total(), high[K].total(), p[K]);
             acc[K] = fmadd(to_floats(sum), kLateScale<C> ? a_scale : head[K].d * a_scale, acc[K]);
         } else {
             acc[K] = fmadd(to_floats(low[K].total()), C::template scale<S>(p[K], head[K]) * a_scale, acc[K]);
@@ -60,10 +80,6 @@ void gemv(const GemvArgs& g) {
                 acc[v] = Vf{};
             }
             for (size_t b = 0; b < n_blocks; ++b) {
-                if (lane == 0) {
-#pragma GCC unroll 64
-                    for (size_t i = 0; i < C::kBytes; i += 64) __builtin_prefetch(p[0].block + kPrefetchBytes + i);
-                }
                 Head head[V];
                 Vf part[V];
                 for (int v = 0; v < V; ++v) {
@@ -71,7 +87,8 @@ void gemv(const GemvArgs& g) {
                     part[v] = kLateScale<C> ? Vf{} : acc[v];
                 }
                 unrolled<kSteps>([&](auto s) HETRUN_INLINE_LAMBDA {
-                    gemv_step<C, decltype(s)::value>(p, head, row, kSteps * b + decltype(s)::value, part);
+                    constexpr size_t kStep = decltype(s)::value;
+                    gemv_step<C, kStep>(p, head, row, kSteps * b + kStep, lane == 0, part);
                 });
                 for (int v = 0; v < V; ++v) {
                     acc[v] = kLateScale<C> ? fmadd(part[v], head[v].d, acc[v]) : part[v];

@@ -54,6 +54,9 @@ inline Vi table_bytes(const void* table, Vi indices) {
 #endif
 }
 #define HETRUN_NARROW_GEMV 1
+#define HETRUN_PANEL_ROWS 1
+template <class>
+constexpr size_t kAheadBytes = 4096;  // for which memory is asked before it is used
 constexpr bool kWideFolds = true;
 #ifdef __aarch64__
 constexpr int kGemvVectors = 4;  // of 16 rows, read together: whole cache lines

@@ -7,7 +7,7 @@
 #include "attend_products.h"
 #include "attend_weights.h"
 #include "attend.h"
-#ifdef HETRUN_NARROW_GEMV
+#ifdef HETRUN_PANEL_ROWS
 #include "panel_rows.h"
 #elif defined(HETRUN_PACKED)
 #include "panel.h"
