@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "../kernels.h"
 

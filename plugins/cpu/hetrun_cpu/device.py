@@ -14,6 +14,7 @@ from hetrun.ops import KvSpec
 from hetrun.tensor import Weight
 from hetrun_cpu import native
 from hetrun_cpu.executable import BatchView, CpuExecutable
+from hetrun_cpu.host import MAX_THREADS
 from hetrun_cpu.memory import CpuState, HostBuffer
 from hetrun_cpu.packed import Pack, PackedWeight, file_pages
 from hetrun_cpu.program import CpuProgram
@@ -36,8 +37,8 @@ class CpuDevice:
         self._values: weakref.WeakValueDictionary[tuple[str, int, int], Dequantised] = weakref.WeakValueDictionary()
         self._parts: weakref.WeakSet[HostBuffer | CpuState | CpuExecutable] = weakref.WeakSet()
         threads, isa = int(info.model["threads"]), int(info.model["isa"])
-        if not 1 <= threads <= 1024:
-            raise DeviceError(f"{info.id}: {threads} threads", remedy="choose from 1 to 1024 threads")
+        if not 1 <= threads <= MAX_THREADS:
+            raise DeviceError(f"{info.id}: {threads} threads", remedy=f"choose from 1 to {MAX_THREADS} threads")
         status = native.library().hetrun_cpu_device_create(threads, isa, ctypes.byref(self._handle))
         native.check(status, info.id)
 

@@ -22,13 +22,13 @@ from hetrun.device import (
 from hetrun.errors import DeviceError
 from hetrun.ops import OP_TYPES, Attention, Op
 from hetrun.tensor import Weight
-from hetrun_cpu.host import memory_bytes, processor_name, usable_cores, usable_cpus
+from hetrun_cpu.host import MAX_THREADS, memory_bytes, processor_name, usable_cores, usable_cpus
 from hetrun_cpu.program import SPACE, as_run, compile_segment
 from hetrun_cpu.steps import DEQUANTISED_TYPES, FLOAT_TYPES, KV_FORMATS, QUANTISED_TYPES
 
 # Threads wait for each other over a hundred times a token: where several take turns on a hardware thread, each wait is
-# one of the system's switches. Some more may be meant, to see what their number does; never more than the library has.
-THREADS_A_CPU, MAX_THREADS = 4, 1024
+# one of the system's switches. Some more may be meant, to see what their number does.
+THREADS_A_CPU = 4
 SETTINGS = ("threads", "isa")
 TYPES = FLOAT_TYPES | QUANTISED_TYPES | DEQUANTISED_TYPES
 

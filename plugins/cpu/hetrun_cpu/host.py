@@ -7,6 +7,9 @@ from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
+MAX_THREADS = 1024
+"""As many as the library takes (kMaxThreads in kernels/cpu/abi.cpp)."""
+
 _CPU = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 
