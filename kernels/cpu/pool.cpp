@@ -132,7 +132,9 @@ void Pool::barrier(uint32_t thread, Ahead* ahead) {
     const uint32_t passed = passed_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads_) {
         arrived_.store(0, std::memory_order_relaxed);
-        passed_.store(passed + 1);
+        // More than a store: QEMU lets the load of `sleeping_` pass an ARM store-release, though the two are sequentially
+        // consistent, and whoever goes to sleep meanwhile is never woken.
+        passed_.exchange(passed + 1);
         wake_sleepers();
         return;
     }
