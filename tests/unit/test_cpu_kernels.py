@@ -70,6 +70,46 @@ def test_matmul_of_any_number_of_rows_and_tokens_and_more_columns_than_a_chunk(
     assert nmse(got, want) < bound(type_name)
 
 
+CODES = {
+    **{
+        "Q4_0": (2, 18),
+        "Q4_1": (4, 20),
+        "Q5_0": (2, 22),
+        "Q5_1": (4, 24),
+        "Q8_0": (2, 34),
+        "IQ4_NL": (2, 18),
+        "MXFP4": (1, 17),
+    },
+    **{"Q2_K": (16, 80), "Q3_K": (0, 96), "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192), "IQ4_XS": (8, 136)},
+    **{"TQ1_0": (0, 52), "TQ2_0": (0, 64), "W2": (0, 16), "W2S24": (6, 14)},
+}
+"""The bytes of a block that hold codes, and not scales."""
+# But for digits of 1: such a weight is zero, which its minimum makes it to within rounding.
+LARGEST = [(t, c) for t in sorted(CODES) for c in (0x00, 0x7F, 0x80, 0xFF) if (t, c) != ("TQ1_0", 0x80)]
+
+
+def test_codes_of_every_type_are_known() -> None:
+    assert CODES.keys() == QUANTISED_TYPES
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n_tokens", [1, 9])
+@pytest.mark.parametrize(("type_name", "codes"), LARGEST)
+def test_sums_of_the_largest_products_fit(type_name: str, codes: int, n_tokens: int, isa: str) -> None:
+    w = weight("w", type_name, 37, 512)
+    end = w.nbytes // w.shape[0] - w.type.row_tail_bytes
+    rows = np.frombuffer(random_blocks(w), np.uint8).reshape(w.shape[0], -1).copy()
+    blocks = rows[:, :end].reshape(w.shape[0], -1, w.type.block_bytes)
+    blocks[:, :, slice(*CODES[type_name])] = codes
+    rows[:, :end] = blocks.reshape(w.shape[0], -1)
+    raw, x = memoryview(rows.tobytes()), np.ones((n_tokens, 512), np.float32)
+    x[n_tokens // 2 :] = -1
+    with Rig([MatMul("y", X, w)], [X], None, {"w": raw}, isa=isa, max_tokens=9, max_outputs=9) as rig:
+        got = rig.run(tokens(n_tokens), x=x)
+    want = int8_rounded(x) @ values_of(w, raw).T  # zeros, where codes mean zero
+    assert np.square(got - want).sum() <= bound(type_name) * np.square(want).sum()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("width", [1, 17, 100, 512])
 @pytest.mark.parametrize("type_name", sorted(FLOAT_TYPES))

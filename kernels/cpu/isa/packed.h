@@ -42,6 +42,15 @@ struct Traits {
     static constexpr int kShift = 0, kMin = 0, kTogether = 1;
     static constexpr bool kHalfSum = false, kScales16 = false, kFold = false, kPairs = false;
     static constexpr bool kRowScales = false, kZeroPoint = false, kPlacedHalves = false;
+    // Of sub-block S; most types have one for all.
+    template <int S>
+    static HETRUN_INLINE Vf scale(const Lanes&, const Head& h) {
+        return h.d;
+    }
+    template <int S>
+    static HETRUN_INLINE Vf minimum(const Lanes&, const Head& h) {
+        return h.m;
+    }
 };
 struct SuperTraits : Traits {
     static constexpr size_t kBlock = 256;
@@ -58,10 +67,6 @@ struct Nibbles32 : Traits {  // codes at Words, the first half of the 32 in the 
         return J < 4 ? v & splat_int(kNibbles) : v >> 4 & splat_int(kNibbles);
     }
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), Vf{}}; }
-    template <int S>
-    static HETRUN_INLINE Vf scale(const Lanes&, const Head& h) {
-        return h.d;
-    }
 };
 
 struct PackedQ4_0 : Nibbles32<32> {
@@ -102,10 +107,6 @@ struct PackedQ4_1 : Nibbles32<64> {
     static constexpr int kMin = 32;
     static constexpr bool kHalfSum = true;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), p.half(32)}; }
-    template <int S>
-    static HETRUN_INLINE Vf minimum(const Lanes&, const Head& h) {
-        return h.m;
-    }
 };
 
 template <size_t High>
@@ -127,10 +128,6 @@ struct PackedQ5_1 : FiveBits32<64> {
     static constexpr int kMin = 32;
     static constexpr bool kHalfSum = true;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), p.half(32)}; }
-    template <int S>
-    static HETRUN_INLINE Vf minimum(const Lanes&, const Head& h) {
-        return h.m;
-    }
 };
 
 struct PackedQ8_0 : Traits {
@@ -141,10 +138,6 @@ struct PackedQ8_0 : Traits {
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return p.word(32 + 64 * J);
-    }
-    template <int S>
-    static HETRUN_INLINE Vf scale(const Lanes&, const Head& h) {
-        return h.d;
     }
 };
 
@@ -223,14 +216,6 @@ struct PackedTQ2_0 : SuperTraits {
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return p.word(32 + 64 * (8 * (S / 4) + J)) >> placed_shift(S) & splat_int(kTwoBits);
-    }
-    template <int S>
-    static HETRUN_INLINE Vf scale(const Lanes&, const Head& h) {
-        return h.d;
-    }
-    template <int S>
-    static HETRUN_INLINE Vf minimum(const Lanes&, const Head& h) {
-        return h.m;
     }
 };
 
@@ -357,14 +342,6 @@ struct PackedW2 : Traits {
     template <int S, int J>
     static HETRUN_INLINE Vi code(const Lanes& p) {
         return p.word(32 + 64 * (J % 4)) >> placed_shift(S, J / 4) & splat_int(kTwoBits);
-    }
-    template <int S>
-    static HETRUN_INLINE Vf scale(const Lanes&, const Head& h) {
-        return h.d;
-    }
-    template <int S>
-    static HETRUN_INLINE Vf minimum(const Lanes&, const Head& h) {
-        return h.m;
     }
 };
 
