@@ -3,10 +3,12 @@
 #include "hetrun_cpu.h"
 #include "kernels.h"
 
-#if defined(HETRUN_WITH_X86) && defined(__linux__)
+#ifdef HETRUN_WITH_X86
 #include <cpuid.h>
+#ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 #if defined(__linux__) && (defined(__aarch64__) || defined(__arm__))
 #include <sys/auxv.h>
@@ -17,6 +19,7 @@ namespace hetrun::cpu {
 extern const Kernels kernels_generic_all;
 #ifdef HETRUN_WITH_X86
 extern const Kernels kernels_avx2_all;
+extern const Kernels kernels_avxvnni_all;
 extern const Kernels kernels_avx512_all;
 extern const Kernels kernels_amx_all;
 extern const TypeKernels kernels_avx512_bf16_BF16;
@@ -33,6 +36,12 @@ extern const Kernels kernels_i8mm_all;
 
 #ifdef HETRUN_WITH_X86
 namespace {
+
+// Of which __builtin_cpu_supports knows in no compiler before GCC 13.
+bool has_avx_vnni() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
 
 // The same with dot products of BF16, which round activations as they go: so weights of BF16 alone have them.
 Kernels with_bf16(Kernels kernels) {
@@ -63,6 +72,7 @@ const Kernels* kernels_of(int isa) {
         case HETRUN_ISA_GENERIC: return &kernels_generic_all;
 #ifdef HETRUN_WITH_X86
         case HETRUN_ISA_AVX2: return &kernels_avx2_all;
+        case HETRUN_ISA_AVXVNNI: return &kernels_avxvnni_all;
         case HETRUN_ISA_AVX512: return &kernels_avx512_all;
         case HETRUN_ISA_AVX512_BF16: {
             static const Kernels kernels = with_bf16(kernels_avx512_all);
@@ -92,6 +102,7 @@ uint32_t isa_mask() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2) mask |= 1u << HETRUN_ISA_AVX2;
+    if (avx2 && has_avx_vnni()) mask |= 1u << HETRUN_ISA_AVXVNNI;
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
         mask |= 1u << HETRUN_ISA_AVX512;

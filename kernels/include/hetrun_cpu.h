@@ -35,13 +35,14 @@ enum hetrun_status {
 enum hetrun_isa {
     HETRUN_ISA_GENERIC = 0,
     HETRUN_ISA_AVX2 = 1,   /* with FMA and F16C */
-    HETRUN_ISA_AVX512 = 2, /* F, BW, VL, DQ and VNNI */
-    HETRUN_ISA_NEON = 3,
-    HETRUN_ISA_DOTPROD = 4, /* NEON with SDOT */
-    HETRUN_ISA_I8MM = 5,    /* NEON with SDOT, USDOT and SMMLA */
-    HETRUN_ISA_AVX512_BF16 = 6, /* AVX-512 as above with BF16 */
-    HETRUN_ISA_AMX = 7,         /* that with AMX-INT8 */
-    HETRUN_ISA_COUNT = 8
+    HETRUN_ISA_AVXVNNI = 2, /* that with AVX-VNNI */
+    HETRUN_ISA_AVX512 = 3,  /* F, BW, VL, DQ and VNNI */
+    HETRUN_ISA_NEON = 4,
+    HETRUN_ISA_DOTPROD = 5,     /* NEON with SDOT */
+    HETRUN_ISA_I8MM = 6,        /* NEON with SDOT, USDOT and SMMLA */
+    HETRUN_ISA_AVX512_BF16 = 7, /* AVX-512 as above with BF16 */
+    HETRUN_ISA_AMX = 8,         /* that with AMX-INT8 */
+    HETRUN_ISA_COUNT = 9
 };
 
 enum hetrun_step_kind {

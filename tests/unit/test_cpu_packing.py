@@ -17,7 +17,7 @@ from hetrun.testing.blocks import random_blocks, values_of
 X = Value("x", 512)
 W = weight("w", "Q4_1", 4000, 512)
 SPREAD = Batch.of(range(0, 4000, 250), range(16), [0] * 16, range(16))
-PACKED_ISAS = [isa for isa in ISAS if isa in ("avx2", "avx512", "avx512_bf16", "amx")]
+PACKED_ISAS = [isa for isa in ISAS if isa in ("avx2", "avxvnni", "avx512", "avx512_bf16", "amx")]
 
 
 def resident_bytes(path: Path) -> int:

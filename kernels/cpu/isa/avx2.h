@@ -91,12 +91,19 @@ inline Vi table_bytes(const void* table, Vi indices) {
     const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return (Vi)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(own), (__m256i)indices);
 }
-constexpr bool kWideDot = false, kWideFolds = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
 #define HETRUN_NARROW_GEMV 1
 constexpr int kGemvVectors = 2;
 template <class C>
 constexpr size_t kAheadBytes = C::kBlock == 256 ? 1024 : 2048;  // for which memory is asked before it is used
 constexpr int kTileVectors = 2, kTilePanelTokens = 4, kKeptTokens = 0;
+#ifdef HETRUN_VNNI
+constexpr bool kWideDot = true, kWideFolds = true;
+inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
+    return (Vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)codes, (__m256i)activations);
+}
+inline Vi dot_signed(Vi acc, Vi, Vi) { return acc; }
+#else
+constexpr bool kWideDot = false, kWideFolds = false;  // VPMADDUBSW saturates at 16 bits: codes of 8 bits are taken as signed
 inline Vi dot_unsigned(Vi acc, Vi codes, Vi activations) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)activations);
     return acc + (Vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
@@ -136,6 +143,7 @@ struct Dots {
 private:
     __attribute__((always_inline)) Vi widened() const { return sum + (Vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 };
+#endif
 
 #define HETRUN_DOT_PAIRS 1
 inline Vi dot_pairs(Vi a, Vi b) { return (Vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }  // of 16 bits

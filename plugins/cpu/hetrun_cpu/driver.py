@@ -35,11 +35,11 @@ TYPES = FLOAT_TYPES | QUANTISED_TYPES | DEQUANTISED_TYPES
 # analytic: orders of magnitude of a current core, until `hetrun calibrate` measures them: int8 products,
 # the memory's share of one core, the barrier and loop overhead of a step.
 FLOPS_PER_S_CORE = {
-    "generic": 1.0e10, "avx2": 6.0e10, "avx512": 1.0e11, "avx512_bf16": 1.0e11, "amx": 3.0e11,
+    "generic": 1.0e10, "avx2": 6.0e10, "avxvnni": 8.0e10, "avx512": 1.0e11, "avx512_bf16": 1.0e11, "amx": 3.0e11,
     "neon": 8.0e9, "dotprod": 3.0e10, "i8mm": 3.0e10,
 }  # fmt: skip
 BYTES_PER_S_CORE = {
-    "generic": 4.0e9, "avx2": 1.0e10, "avx512": 1.5e10, "avx512_bf16": 1.5e10, "amx": 1.5e10,
+    "generic": 4.0e9, "avx2": 1.0e10, "avxvnni": 1.0e10, "avx512": 1.5e10, "avx512_bf16": 1.5e10, "amx": 1.5e10,
     "neon": 2.0e9, "dotprod": 8.0e9, "i8mm": 8.0e9,
 }  # fmt: skip
 OP_S = 1.0e-6
@@ -51,8 +51,8 @@ class CpuDriver:
     """One device, "cpu:0".
 
     Settings: threads (up to 4 a hardware thread; default: the physical cores at hand), isa ("generic", "avx2",
-    "avx512", "avx512_bf16", "amx", "neon", "dotprod", "i8mm"; default: HETRUN_CPU_ISA in the environment, else the
-    best here).
+    "avxvnni", "avx512", "avx512_bf16", "amx", "neon", "dotprod", "i8mm"; default: HETRUN_CPU_ISA in the environment,
+    else the best here).
 
     Results depend on the instruction set, but not on the number of threads, and a prefill of n tokens gives the bits of
     n single steps: a row's order of operations follows from its shape alone.

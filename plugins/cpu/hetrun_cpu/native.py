@@ -12,7 +12,7 @@ from hetrun.resources import load_library
 
 ABI = 6
 LIBRARY = "hetrun_cpu/_native/libhetrun_cpu.so"
-ISA_NAMES = ("generic", "avx2", "avx512", "neon", "dotprod", "i8mm", "avx512_bf16", "amx")
+ISA_NAMES = ("generic", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm", "avx512_bf16", "amx")
 
 
 class Batch(ctypes.Structure):
