@@ -26,10 +26,7 @@ Scratch scratch_of(const ExpertsArgs& a) {
     return {reinterpret_cast<uint32_t*>(a.scratch), reinterpret_cast<float*>(tiles), tiles + 2 * kTileFloats * sizeof(float)};
 }
 
-void prepare(const ExpertsArgs& a, const float* x, uint8_t* out) {
-    const PreparedLayout& layout = a.step->expert_input;
-    prepare_row(*a.kernels, x, layout, layout.panel != 0, layout.floats != layout.stride, out);
-}
+void prepare(const ExpertsArgs& a, const float* x, uint8_t* out) { prepare_row(*a.kernels, x, a.step->expert_input, out); }
 
 // Rows [first, first + n_rows) of an expert's matrix times prepared tokens: tile[n_tokens, kGroupRowsFew].
 void multiply(const ExpertsArgs& a, const WeightView& w, size_t expert, size_t first, size_t n_rows, size_t n_tokens,

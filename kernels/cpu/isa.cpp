@@ -3,12 +3,10 @@
 #include "hetrun_cpu.h"
 #include "kernels.h"
 
-#ifdef HETRUN_WITH_X86
+#if defined(HETRUN_WITH_X86) && defined(__linux__)
 #include <cpuid.h>
-#ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 #endif
 #if defined(__linux__) && (defined(__aarch64__) || defined(__arm__))
 #include <sys/auxv.h>
@@ -36,12 +34,6 @@ extern const Kernels kernels_i8mm_all;
 
 #ifdef HETRUN_WITH_X86
 namespace {
-
-// Of which __builtin_cpu_supports knows in no compiler before GCC 13.
-bool has_avx_vnni() {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
-}
 
 // The same with dot products of BF16, which round activations as they go: so weights of BF16 alone have them.
 Kernels with_bf16(Kernels kernels) {
@@ -102,7 +94,7 @@ uint32_t isa_mask() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2) mask |= 1u << HETRUN_ISA_AVX2;
-    if (avx2 && has_avx_vnni()) mask |= 1u << HETRUN_ISA_AVXVNNI;
+    if (avx2 && __builtin_cpu_supports("avxvnni")) mask |= 1u << HETRUN_ISA_AVXVNNI;
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
         mask |= 1u << HETRUN_ISA_AVX512;

@@ -51,6 +51,9 @@ struct PreparedLayout {
     size_t stride = 0;
     size_t panel = 0;  // bytes of a panel of kPanelTokens rows, which follow all rows; 0 without int8
 
+    bool has_codes() const { return panel != 0; }
+    bool has_floats() const { return stride > floats; }
+
     PreparedLayout() = default;
     PreparedLayout(size_t width, bool int8, bool kept_float) : n(width) {
         size_t end = 0;

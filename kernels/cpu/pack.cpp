@@ -10,6 +10,8 @@
 #include <memory>
 
 #include "gguf_blocks.h"
+#include "isa/decode.h"
+#include "isa/decode_256.h"
 
 namespace hetrun::cpu {
 
@@ -72,46 +74,24 @@ void arrange_q6_k(const uint8_t* block, uint8_t* out) {
     }
 }
 
-// Digits in base 3 of bytes that are fractions of 256, the n-th behind the point where power is 3^(n - 1).
-void base_3_digits(const Codes& bytes, uint8_t power, Codes& digits) {
-    const Codes x = bytes * power;
-    digits = -reinterpret_cast<Codes>(x >= 86) - reinterpret_cast<Codes>(x >= 171);
+// 4 N codes of 2 bits: those of columns p, p + N, p + 2 N and p + 3 N in byte p, from the lowest bits on.
+template <size_t N, class Code>
+void store_quarters(const Code* codes, uint8_t* out) {
+    for (size_t p = 0; p < N; ++p)
+        out[p] = static_cast<uint8_t>(codes[p] | codes[p + N] << 2 | codes[p + 2 * N] << 4 | codes[p + 3 * N] << 6);
 }
 
 void arrange_tq1_0(const uint8_t* block, uint8_t* out) {
-    const auto* b = reinterpret_cast<const BlockTQ1_0*>(block);
-    Codes long_rows, short_rows{};
-    load_codes(b->qs, long_rows);
-    std::memcpy(&short_rows, b->qs + 32, 16);
-    std::memcpy(reinterpret_cast<uint8_t*>(&short_rows) + 16, b->qh, 4);
-    uint8_t codes[256];
-    uint8_t power = 1;
-    for (size_t n = 0; n < 5; ++n, power = static_cast<uint8_t>(3 * power)) {
-        Codes of_long, of_short;
-        base_3_digits(long_rows, power, of_long);
-        base_3_digits(short_rows, power, of_short);
-        std::memcpy(codes + 32 * n, &of_long, 32);
-        std::memcpy(codes + 160 + 16 * n, &of_short, 16);
-        if (n < 4) std::memcpy(codes + 240 + 4 * n, reinterpret_cast<const uint8_t*>(&of_short) + 16, 4);
-    }
-    for (int half = 0; half < 2; ++half) {
-        Codes code[4];
-        for (int q = 0; q < 4; ++q) load_codes(codes + 128 * half + 32 * q, code[q]);
-        const Codes bytes = code[0] | code[1] << 2 | code[2] << 4 | code[3] << 6;
-        std::memcpy(out + 32 * half, &bytes, 32);
-    }
-}
-
-// 64 codes of 2 bits: those of columns p, p + 16, p + 32 and p + 48 in byte p, from the lowest bits on.
-void store_quarters(const uint8_t* codes, uint8_t* out) {
-    for (size_t p = 0; p < 16; ++p)
-        out[p] = static_cast<uint8_t>(codes[p] | codes[p + 16] << 2 | codes[p + 32] << 4 | codes[p + 48] << 6);
+    int8_t codes[CodecTQ1_0::kBlock];
+    float scales[CodecTQ1_0::kBlock / CodecTQ1_0::kSub];
+    CodecTQ1_0::decode<1>(*reinterpret_cast<const BlockTQ1_0*>(block), codes, scales, nullptr);
+    for (size_t half = 0; half < 2; ++half) store_quarters<32>(codes + 128 * half, out + 32 * half);
 }
 
 void arrange_w2(const uint8_t* block, uint8_t* out) {
     uint8_t codes[64];
     for (size_t i = 0; i < 64; ++i) codes[i] = block[i / 4] >> (2 * (i % 4)) & 3;
-    store_quarters(codes, out);
+    store_quarters<16>(codes, out);
 }
 
 void arrange_w2s24(const uint8_t* block, uint8_t* out) {
@@ -123,7 +103,7 @@ void arrange_w2s24(const uint8_t* block, uint8_t* out) {
         if (pair[0] == pair[1]) continue;
         for (unsigned k = 0; k < 2; ++k) codes[4 * i + pair[k]] = b->qs[i / 2] >> (4 * (i % 2) + 2 * k) & 3;
     }
-    store_quarters(codes, out);
+    store_quarters<16>(codes, out);
 }
 
 const Layout* layout_of(uint32_t type) {

@@ -16,9 +16,9 @@ inline uint16_t nearest_bf16(float x) {
 
 }  // namespace
 
-void prepare_row(const Kernels& kernels, const float* x, const PreparedLayout& layout, bool int8, bool floats, uint8_t* out) {
-    if (int8) kernels.prepare_int8(x, layout, out);
-    if (!floats) return;
+void prepare_row(const Kernels& kernels, const float* x, const PreparedLayout& layout, uint8_t* out) {
+    if (layout.has_codes()) kernels.prepare_int8(x, layout, out);
+    if (!layout.has_floats()) return;
     const size_t n = layout.n;
     float* copy = reinterpret_cast<float*>(out + layout.floats);
     std::memcpy(copy, x, n * sizeof(float));

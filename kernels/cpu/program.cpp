@@ -241,7 +241,7 @@ int Program::resolve_step(const hetrun_step& raw, Step& s) {
                 if (w == nullptr) continue;
                 const bool quantised = block_size(w->type).elements > 1;
                 good = w->n_columns == layout->n && w->n_rows == s.out->width &&
-                       (quantised ? layout->scale != 0 : layout->stride > layout->floats);
+                       (quantised ? layout->has_codes() : layout->has_floats());
                 if (good) {
                     if (const int status = vector_of(raw.bias[i], s.out->width, s.bias[i])) return status;
                 }

@@ -124,7 +124,6 @@ void Run::prepare(const Step& s, uint32_t thread) {
     if (!alone && s.fills_panels) return;
     uint8_t* base = alone ? scratch(thread, p_.layout_.prepared) : s.out->data;
     float* normed = reinterpret_cast<float*>(scratch(thread, p_.layout_.row));
-    const bool int8 = (s.flags & HETRUN_PREPARE_INT8) != 0, floats = (s.flags & HETRUN_PREPARE_FLOAT) != 0;
     const Range r = alone ? Range{0, n_rows} : share(n_rows, thread, kPanelTokens);
     if (!alone && s.panels_read) {
         for (size_t t = r.begin; t < r.end; t += kPanelTokens) {
@@ -133,7 +132,7 @@ void Run::prepare(const Step& s, uint32_t thread) {
             k_.prepare_panel(panel, s.weight[0] ? s.weight[0]->floats : nullptr, s.f0, x.width,
                              k_.panel_of(s.out->panels, layout, t), k_.panel_stride());
         }
-        if (!s.rows_read && !floats) return;
+        if (!s.rows_read && !layout.has_floats()) return;
     }
     for (size_t t = r.begin; t < r.end; ++t) {
         uint8_t* out = base + t * layout.stride;
@@ -142,7 +141,7 @@ void Run::prepare(const Step& s, uint32_t thread) {
             k_.rms_norm(from, s.weight[0]->floats, x.width, s.f0, normed);
             from = normed;
         }
-        prepare_row(k_, from, layout, int8, floats, out);
+        prepare_row(k_, from, layout, out);
     }
 }
 

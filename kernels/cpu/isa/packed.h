@@ -199,24 +199,30 @@ struct PackedIQ4_XS : SuperTraits {
     }
 };
 
-struct PackedTQ2_0 : SuperTraits {
+template <size_t Words, class Base>
+struct TwoBits256 : Base {  // codes at Words, those of four sub-blocks in a word
+    static constexpr int kBits = 2, kTogether = 4;
+    static constexpr int placed_shift(int s) { return s % 4 * 2; }
+    static HETRUN_INLINE Vi word(const Lanes& p, int s, int j) { return p.word(Words + 64 * static_cast<size_t>(8 * (s / 4) + j)); }
+    template <int S, int J>
+    static HETRUN_INLINE Vi placed(const Lanes& p) {
+        return word(p, S, J) & splat_int(bytes_of(3 << placed_shift(S)));
+    }
+    template <int S, int J>
+    static HETRUN_INLINE Vi code(const Lanes& p) {
+        return word(p, S, J) >> placed_shift(S) & splat_int(kTwoBits);
+    }
+};
+
+struct PackedTQ2_0 : TwoBits256<32, SuperTraits> {
     static constexpr size_t kBytes = 1056;
-    static constexpr int kBits = 2, kMin = 32, kTogether = 4;
+    static constexpr int kMin = 32;
     static constexpr bool kZeroPoint = true;
     static HETRUN_INLINE Head head(const Lanes& p) {
         const Vf d = p.half(0);
         return {d, -d};
     }
     static HETRUN_INLINE Vi zero(const Lanes&) { return splat_int(1); }
-    static constexpr int placed_shift(int s) { return s % 4 * 2; }
-    template <int S, int J>
-    static HETRUN_INLINE Vi placed(const Lanes& p) {
-        return p.word(32 + 64 * (8 * (S / 4) + J)) & splat_int(bytes_of(3 << placed_shift(S)));
-    }
-    template <int S, int J>
-    static HETRUN_INLINE Vi code(const Lanes& p) {
-        return p.word(32 + 64 * (8 * (S / 4) + J)) >> placed_shift(S) & splat_int(kTwoBits);
-    }
 };
 
 using PackedTQ1_0 = PackedTQ2_0;  // pack.h says why
@@ -232,19 +238,10 @@ struct ScalePairs : SuperTraits {
     }
 };
 
-struct PackedQ2_K : ScalePairs<PackedQ2_K> {
+struct PackedQ2_K : TwoBits256<320, ScalePairs<PackedQ2_K>> {
     static constexpr size_t kBytes = 1344;
-    static constexpr int kBits = 2, kMin = 16, kTogether = 4;
+    static constexpr int kMin = 16;
     static HETRUN_INLINE Head head(const Lanes& p) { return {p.half(0), -p.half(32)}; }
-    template <int S, int J>
-    static HETRUN_INLINE Vi code(const Lanes& p) {
-        return p.word(320 + 64 * (8 * (S / 4) + J)) >> 2 * (S % 4) & splat_int(kTwoBits);
-    }
-    static constexpr int placed_shift(int s) { return s % 4 * 2; }
-    template <int S, int J>
-    static HETRUN_INLINE Vi placed(const Lanes& p) {
-        return p.word(320 + 64 * (8 * (S / 4) + J)) & splat_int(bytes_of(3 << placed_shift(S)));
-    }
     template <int S>
     static HETRUN_INLINE Vi pairs(const Lanes& p) {
         return p.u8_pairs(64 + 32 * S) & splat_int(0x000f000f);
